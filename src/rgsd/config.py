@@ -1,0 +1,130 @@
+"""The settings of a run. Each field is documented once, in its `help`; the command line and the docs are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import DistillationConfig
+
+from rgsd.divergence import DivergenceSpec
+from rgsd.errors import ConfigError
+from rgsd.prompts import PromptSettings
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class RGSDConfig(DistillationConfig):
+    """TRL's `DistillationConfig` plus what RGSD adds: the clip, the teacher, the teacher's prompt, the think-mask.
+
+    Differs from TRL's defaults: `beta` 0.5 and an entry clip of 0.05 nats (the paper, arXiv 2606.12507), `bf16` only
+    where the device has it, `logging_steps` 1. The rollout's `temperature` also divides the logits of the loss unless
+    `loss_temperature` says otherwise, as in TRL.
+
+    Raises:
+        ConfigError: for a value out of range or settings that contradict each other, naming the remedy.
+    """
+
+    learning_rate: float = _setting(1e-5, "Peak learning rate of AdamW. With LoRA, try 1e-4.")
+    logging_steps: float = _setting(1, "Log every so many optimizer steps.")
+    beta: float = _setting(
+        0.5, "Divergence: 0 is KL(teacher || student), 1 is KL(student || teacher), 0.5 the Jensen-Shannon divergence."
+    )
+    clip: str = _setting(
+        "entry",
+        "What the clip caps: each vocabulary entry of a token's divergence, the token's sum, or nothing.",
+        choices=["entry", "token", "none"],
+    )
+    clip_threshold: float = _setting(0.05, "The cap of the clip, in nats.")
+    loss_temperature: float | None = _setting(
+        None, "Divides both models' logits in the loss. Unset: the rollout's `temperature`."
+    )
+    loss_top_k: int | None = _setting(
+        None, "Compare only the teacher's k likeliest words, and one bucket for all others. Unset: every word."
+    )
+    loss_chunk_tokens: int | None = _setting(
+        None, "Tokens whose logits are held at once in the loss. Unset: as many as make 16 MiB in fp32."
+    )
+
+    teacher_kind: str = _setting(
+        "base",
+        "The teacher's weights: the base policy (LoRA: adapters off), an exponential moving average, or the student's.",
+        choices=["base", "ema", "live"],
+    )
+    ema_rate: float = _setting(0.05, "Share of the student mixed into an `ema` teacher after each step.")
+    max_teacher_length: int | None = _setting(
+        None, "Longest teacher prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow."
+    )
+    max_prompt_length: int | None = _setting(
+        None, "Longest student prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow."
+    )
+
+    template: str = _setting("paper", "Teacher prompt: a named template, or the path of your own .jinja file.")
+    show_weights: bool = _setting(False, "Show the criteria's weights to the teacher.")
+    enrichment: str = _setting(
+        "rubric",
+        "What the teacher sees beside the prompt: its rubric, a reference response, both, another prompt's rubric "
+        "(control), or nothing (control).",
+        choices=["rubric", "reference", "both", "mismatched", "none"],
+    )
+    max_criteria: int | None = _setting(
+        None, "Show the teacher at most so many criteria, heaviest first. Unset: all of them."
+    )
+    criteria_tags: list[str] | None = _setting(None, "Show the teacher only criteria with one of these tags.")
+
+    mask_thinking: bool = _setting(True, "Leave reasoning between the think tags out of the loss.")
+    think_open_tag: str = _setting("<think>", "What opens reasoning.")
+    think_close_tag: str = _setting("</think>", "What closes reasoning.")
+
+    merge_lora_for_rollouts: bool = _setting(
+        True, "Merge LoRA into the base weights while sampling, and restore these bit for bit afterwards."
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        super().__post_init__()
+        self.divergence_spec()
+        self.prompt_settings()
+        if self.num_completions_per_prompt_conflict():
+            raise ConfigError(
+                f"generation_kwargs asks for num_return_sequences={self.generation_kwargs['num_return_sequences']}: "  # pyright: ignore
+                "RGSD samples one response a prompt; repeat the prompt in the data to sample more"
+            )
+        if self.mask_thinking and not (self.think_open_tag.strip() and self.think_close_tag.strip()):
+            raise ConfigError("mask_thinking needs think_open_tag and think_close_tag; or set mask_thinking to false")
+        for name in ("max_teacher_length", "max_prompt_length", "max_completion_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1 token, got {value}")
+
+    def num_completions_per_prompt_conflict(self) -> bool:
+        """Whether `generation_kwargs` asks for more than one response a prompt."""
+        kwargs = self.generation_kwargs
+        return isinstance(kwargs, dict) and kwargs.get("num_return_sequences", 1) != 1
+
+    def divergence_spec(self) -> DivergenceSpec:
+        """The loss that these settings describe."""
+        return DivergenceSpec(
+            beta=self.beta,
+            clip=self.clip,  # pyright: ignore[reportArgumentType]
+            clip_threshold=self.clip_threshold,
+            temperature=self.temperature if self.loss_temperature is None else self.loss_temperature,
+            top_k=self.loss_top_k,
+            chunk_tokens=self.loss_chunk_tokens,
+        )
+
+    def prompt_settings(self) -> PromptSettings:
+        """The teacher's prompt that these settings describe."""
+        return PromptSettings(
+            template=self.template,
+            show_weights=self.show_weights,
+            enrichment=self.enrichment,  # pyright: ignore[reportArgumentType]
+            max_criteria=self.max_criteria,
+            criteria_tags=tuple(self.criteria_tags or ()),
+            seed=self.seed,
+        )

@@ -1,0 +1,37 @@
+"""The errors a user can meet, one tree.
+
+    RGSDError
+    ├── DataError             a row, a file or a rubric that cannot be used
+    ├── ConfigError           settings that contradict each other or the machine
+    │   └── PromptTooLong     a prompt that would have had to be cut
+    ├── ModelError            a model folder, tokenizer or chat template that cannot be used
+    └── RunError              a run folder that is missing, unfinished or would be overwritten
+
+Each message says what it got, what it wanted, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class RGSDError(Exception):
+    """Base of every error that rgsd raises on purpose."""
+
+
+class DataError(RGSDError):
+    """A row, file or rubric that cannot be used."""
+
+
+class ConfigError(RGSDError, ValueError):
+    """Settings that contradict each other, the data or the machine."""
+
+
+class PromptTooLong(ConfigError):
+    """A prompt longer than its limit. Prompts are refused, never cut."""
+
+
+class ModelError(RGSDError):
+    """A model folder, tokenizer or chat template that cannot be used."""
+
+
+class RunError(RGSDError):
+    """A run folder that is missing, unfinished, or would be overwritten."""
