@@ -536,7 +536,8 @@ def _criteria_key(rubric: Rubric) -> Iterable[str]:
 
 _THE = r"(?:the|this|these|those|your|each|every|all|all of the|all these|all the|both)"
 _GRADING = r"(?:evaluation|evaluative|grading|scoring|assessment|marking|judging|rubric)"
-_GIVEN = r"(?:given|provided|listed|stated|specified|required|requested|above|following|aforementioned|hidden)"
+# Not "the following criteria" nor "the above criteria": those are a list in the response itself.
+_GIVEN = r"(?:given|provided|listed|stated|specified|required|requested|hidden)"
 _CRITERIA = r"criteri(?:a|on)\b"
 # "the criteria for admission" are somebody else's; "the criteria for this response" are ours.
 _NOT_FOR = (
@@ -554,7 +555,7 @@ LEAK_PATTERNS: tuple[str, ...] = (
     r"(?m:^)\s*\d+\.\s+mistake to avoid:",
     # "hidden criteria", "hidden evaluation criteria", "hidden requirements".
     r"\bhidden\s+(?:\w+\s+)?(?:criteri(?:a|on)|requirements?|checklist|instructions?)\b",
-    # "the evaluation criteria", "these grading criteria", "the scoring criteria above".
+    # "the evaluation criteria", "these grading criteria", "the scoring criteria".
     rf"\b{_THE}\s+(?:{_GIVEN}\s+)?{_GRADING}\s+{_CRITERIA}{_NOT_FOR}",
     # "evaluation criterion 3", "criterion 3", "criteria 1 and 2", "criterion #4".
     r"\bcriteri(?:on|a)\s+(?:#\s*|no\.?\s*|number\s+)?\d+\b",
@@ -589,7 +590,8 @@ LEAK_PATTERNS: tuple[str, ...] = (
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 # The words that make a match a leak. Where the conversation has brought them up itself, they prove nothing.
 _TELLING = re.compile(r"rubric|criteri|evaluat|grad(?:e|ing)|scor|assess|mark|hidden|checklist|weight|reference")
-# "Jones criteria", "criteria for sepsis": a response that names criteria of its own field may go on to use them.
+# "Jones criteria", "criteria for sepsis", "the following criteria": a response that brings in criteria of its own may
+# go on to use them.
 _OWN_CRITERIA = re.compile(
     rf"\b(?!(?:the|this|these|those|your|each|every|all|both|any|some|which|what|of|as|per|and|or|to|by|with|{_GIVEN}"
     rf"|{_GRADING})\b)[\w'/-]+\s+criteri(?:a|on)\b(?!\s*(?:#|no\.?|number)?\s*\d)"

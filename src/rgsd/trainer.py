@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ProcessorMixin, TrainerCallback
 from trl import DistillationTrainer
+from trl.trainer.utils import RepeatSampler
 
 from rgsd.batching import pad_right, partition, predicting_positions
 from rgsd.config import RGSDConfig
@@ -173,6 +174,20 @@ class RGSDTrainer(DistillationTrainer):
 
     def _tokenize_messages(self, prompts: list[Any]) -> list[list[int]]:
         return self._tokenize_prompts(prompts)[0] if prompts else []
+
+    # --- Data order ---------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's sampler, whose order in an epoch depends on the epoch alone, so that a resumed run meets the same."""
+        plain = super()._get_train_sampler(dataset)
+        return _EpochSampler(
+            data_source=plain.data_source,
+            mini_repeat_count=plain.mini_repeat_count,
+            batch_size=plain.batch_size,
+            repeat_count=plain.repeat_count,
+            shuffle=plain.shuffle,
+            seed=plain.seed,
+        )
 
     # --- Rollouts -----------------------------------------------------------------------------------------------
 
@@ -428,6 +443,21 @@ class RGSDTrainer(DistillationTrainer):
         seconds["update"] = 0.0 if done is None else time.perf_counter() - done
         self._seconds = {}
         self._flush("train", seconds)
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's `RepeatSampler` goes on with one generator from epoch to epoch, which a resumed run does not have."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader when an epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch)
+        return super().__iter__()
 
 
 class _StepEnd(TrainerCallback):

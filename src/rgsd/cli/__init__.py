@@ -1,0 +1,42 @@
+"""The command line: `rgsd COMMAND ...`. Parses, calls, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a model on rubric data, and measure it on held-out prompts",
+    "data": "tell what a rubric file holds, and show an example as student and teacher read it",
+    "export": "write a run's trained model as a folder that transformers and vLLM load",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 on success, 1 on an error that rgsd explains, 2 on a wrong call."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: rgsd COMMAND ...\n")
+        print("\n".join(f"  {name:<8} {help}" for name, help in COMMANDS.items()))
+        print("\n`rgsd COMMAND --help` lists a command's settings.")
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"rgsd {version('rgsd')}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"rgsd: unknown command {args[0]!r}, known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    from rgsd.errors import RGSDError
+
+    command: Callable[[list[str]], int] = import_module(f"rgsd.cli.{args[0]}").main
+    try:
+        return command(args[1:])
+    except RGSDError as error:
+        print(f"rgsd {args[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"rgsd {args[0]}: interrupted", file=sys.stderr)
+        return 130

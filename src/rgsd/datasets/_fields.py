@@ -75,7 +75,8 @@ def plain(value: Any) -> Any:
     """A value in plain Python: numpy arrays and scalars, tuples, dates and decimals become what JSON would hold."""
     if value is None or isinstance(value, str | bool | int | float):
         # numpy's float64 and str_ are subclasses; exact types keep `repr` and JSON clean.
-        return value.item() if hasattr(value, "item") else value
+        item = getattr(value, "item", None)
+        return item() if callable(item) else value
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -177,9 +178,13 @@ def weight(item: Row, key: str, field: str, default: float | None = None) -> flo
     wanted = "a finite number other than 0"
     if value is None or isinstance(value, bool) or not isinstance(value, int | float):
         raise refuse(field, value, wanted, "write the weight as a number, negative for a pitfall")
-    if not math.isfinite(value) or value == 0:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number == 0:
         raise refuse(field, value, wanted, "give the criterion a weight (negative for a pitfall), or remove it")
-    return float(value)
+    return number
 
 
 def mapping(row: Row, key: str, field: str | None = None) -> dict[str, Any]:
@@ -252,8 +257,8 @@ def tags(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _tag(value: Any) -> str:
-    value = compact(value)
-    if is_missing(value) or value in ("", {}, []):
+    value = jsonable(value)
+    if value is None or value in ("", {}, []):
         return ""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
 
@@ -296,7 +301,8 @@ def published_messages(value: Any, field: str) -> tuple[Message, ...]:
         FieldError: naming the turn that is malformed.
     """
     decoded = from_json(value)
-    is_turns = isinstance(decoded, list) and bool(decoded) and all(isinstance(t, Mapping) and "role" in t for t in decoded)
+    # A question may itself be a piece of JSON: only a list of turns is taken for one.
+    is_turns = isinstance(decoded, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in decoded)
     return messages(decoded if is_turns else value, field)
 
 

@@ -1,12 +1,12 @@
 """Reading which way round a pitfall is worded: is meeting it good, or bad?
 
 RaR's pitfalls all carry a negative weight, and are worded both ways. "The response should avoid X" is met by a good
-response (most of RaR-Science). "Recommends X" and "Does not mention Y" are met by a bad one (most of RaR-Medicine, whose
+response (most of RaR-Science). "Recommends X" and "Does not mention Y" are met by a bad one (most of RaR-Medicine: its
 generator was told to begin every pitfall with one of these two). So the wording decides, item by item.
 
 The reader looks at the head of the sentence: its subject, then its first verb. It never guesses from the topic. Where
-the wording leaves it open ("does not recommend X": is X good or bad?) it says so by returning None, and the caller falls
-back to the sign and marks the criterion as assumed.
+the wording leaves it open ("does not recommend X": is X good or bad?) it returns None, and the caller falls back to the
+published sign and marks the criterion as assumed.
 """
 
 from __future__ import annotations
@@ -20,89 +20,112 @@ Reading = Literal["avoid", "commit"]
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})  # noqa: RUF001
 
 
-def _words(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:{'|'.join(pattern.split())})\b")
+def _words(*lists: str) -> re.Pattern[str]:
+    """Any of the words at the beginning of a text; "_" stands for the white space inside a phrase."""
+    words = [word.replace("_", r"\s+") for words in lists for word in words.split()]
+    return re.compile(rf"(?:{'|'.join(words)})\b")
 
 
-# "The (final) answer ...", "A response that ...", "It ...": what the verb is said of.
+def _verbs(*lists: str) -> str:
+    """The verbs in all their regular forms, as a word list again."""
+    return " ".join(_forms(verb) for verbs in lists for verb in verbs.split())
+
+
+def _forms(verb: str) -> str:
+    stem, _, tail = verb.partition("_")
+    tail = f"_{tail}" if tail else ""
+    if stem.endswith("e"):
+        return f"{stem[:-1]}(?:e|es|ed|ing){tail}"
+    if re.search(r"[^aeiou]y$", stem):
+        return f"{stem[:-1]}(?:y|ies|ied|ying){tail}"
+    # The last letter may be doubled: "omitting".
+    return f"{stem}(?:e?s|{stem[-1]}?ed|{stem[-1]}?ing)?{tail}"
+
+
+# What the verb is said of: "The (final) answer ...", "A response that ...", "It ...".
 _SUBJECT = re.compile(
     r"(?:(?:an?|the|this|that|any|each|every)\s+)?"
     r"(?:(?:final|complete|correct|ideal|good|given|generated|model's|student's|assistant's|overall|written)\s+)*"
-    r"(?:responses?|answers?|explanations?|solutions?|discussions?|reasoning|arguments?|derivations?|analysis|outputs?"
-    r"|reply|replies|students?|models?|assistants?|calculations?|respondents?|responders?|they|it|one)\s+(?:that\s+|which\s+)?"
+    r"(?:response|answer|explanation|solution|discussion|reasoning|argument|derivation|analysis|output|reply|student"
+    r"|model|assistant|calculation|respondent|responder|they|it|one)s?\s+(?:that\s+|which\s+)?"
 )
-_ADVERBS = re.compile(r"(?:(?:also|explicitly|clearly|always|simply|just|merely|ever|at\s+all|actually|specifically)\s+)+")
+_ADVERBS = re.compile(r"(?:(?:also|explicitly|clearly|always|actually|specifically|ever|at\s+all)\s+)+")
 
-_MODAL = re.compile(r"(?:should|must|shall|ought\s+to|needs?\s+to|ha(?:s|ve)\s+to|(?:is|are)\s+(?:expected|required)\s+to)\b")
+_MODAL = _words("should must shall ought_to needs?_to has_to have_to (?:is|are)_(?:expected|required)_to")
 _PENALISED = re.compile(
-    r"\b(?:be|lose|receive)\s+(?:penali[sz]ed|marked\s+down|downgraded|points?|(?:considered|deemed)\s+(?:in|wrong|un))"
+    r"\s+(?:be|lose|receive)\s+(?:penali[sz]ed|marked\s+down|downgraded|points?|(?:considered|deemed)\s+(?:in|un|wrong))"
 )
-_MAY = re.compile(r"(?:may|might|could|can|would|will)\b")
-_NOT = re.compile(r"(do(?:es)?|did)\s*(?:not|n't)\b|(don't|doesn't|didn't)\b|(cannot|can't|can\s+not)\b|(never|not)\b")
+_MAY = _words("may might could can would will")
+_NOT = re.compile(r"(?:do|does|did)\s*(?:not|n't)\b|(?:cannot|can't|can\s+not|never|not)\b")
 _SHOULD_NOT = re.compile(
     r"(?<!which )(?<!that )(?<!who )\b(?:should|must|shall|ought\s+to|(?:is|are)\s+to)\s+(?:\w+\s+)?"
     r"(?:not|never|avoid|refrain|be\s+avoided)\b"
 )
+_ACT_AS_SUBJECT = re.compile(r"\w+(?:ing|ion|ure)\b|(?:any|use|units?|values?)\b")
 
-# Said of the response, these are virtues: a pitfall that begins so is worded as what to do.
+# Virtues: a pitfall that begins with one is worded as what to do.
 _AVOID = _words(
-    r"avoid(?:s|ed|ing|ance)? refrain(?:s|ed|ing)? abstain(?:s|ing)? steers?\s+clear prevent(?:s|ing)? guard(?:s|ing)?\s+against"
-    r" warn(?:s|ing)? caution(?:s|ing)? beware watch\s+out ensur(?:e|es|ing) makes?\s+sure remain(?:s|ing)? maintain(?:s|ing)?"
-    r" keep(?:s|ing)? stay(?:s|ing)? correctly accurately properly appropriately clarif(?:y|ies) acknowledg(?:e|es)"
-    r" distinguish(?:es)? differentiat(?:e|es) free\s+(?:of|from) (?:be|is|are)\s+(?:careful|cautious|free\s+(?:of|from))"
-    r" care\s+(?:should|must) caution\s+(?:should|must) is\s+(?:important|crucial|essential|vital|necessary|critical)"
-    r" there\s+(?:should|must)\s+be\s+no no\s+mention\s+of no\s+(?:confusion|unnecessary|irrelevant|extraneous|incorrect)"
+    _verbs("avoid refrain abstain prevent warn caution ensure remain maintain keep stay clarify acknowledge"),
+    _verbs("distinguish differentiate steer_clear guard_against make_sure watch_out"),
+    "avoidance beware correctly accurately properly appropriately free_(?:of|from)",
+    "(?:be|is|are)_(?:careful|cautious|free_(?:of|from)) (?:care|caution)_(?:should|must)",
+    "(?:it_)?is_(?:important|crucial|essential|vital|necessary|critical) there_(?:should|must)_be_no",
+    "no_(?:mention_of|confusion|unnecessary|irrelevant|extraneous|incorrect)",
 )
 
-# An omission, or a wrong act, whatever its object: stems that are bad in any form.
-_BAD = _words(
-    r"fail(?:s|ed|ing|ures?)? omit(?:s|ted|ting)? omissions? neglect(?:s|ed|ing)? overlook(?:s|ed|ing)? ignor(?:e|es|ed|ing)"
-    r" miss(?:es|ed|ing)? forget(?:s|ting)? lack(?:s|ed|ing)? absence skip(?:s|ped|ping)? leav(?:e|es|ing)\s+out disregard(?:s|ing)?"
-    r" dismiss(?:es|ing)? downplay(?:s|ing)? confus(?:e|es|ed|ing) confusion conflat(?:e|es|ing) mistak(?:e|es|ing|enly)"
-    r" mis(?!s)\w+ incorrect(?:ly)? wrong(?:ly)? erroneous(?:ly)? improper(?:ly)? inappropriate(?:ly)? inaccurate(?:ly)? false(?:ly)?"
-    r" over(?:stat|emphasi|simplif|generali|complicat|estimat|look|rel|us|interpret)\w* under(?:stat|emphasi|estimat)\w*"
-    r" contradict(?:s|ing)? violat(?:e|es|ing) invent(?:s|ing)? fabricat(?:e|es|ing) hallucinat(?:e|es|ing) exaggerat(?:e|es|ing)"
-    r" speculat(?:e|es|ing) deviat(?:e|es|ing) digress(?:es|ing)? jump(?:s|ing)? mix(?:es|ing)\s+up swap(?:s|ping)? revers(?:e|es|ing)"
-    r" overly excessive(?:ly)? unnecessar(?:y|ily) unclear vague(?:ly)? (?:is|are)\s+(?:too|overly|excessively|unnecessarily|vague"
-    r"|unclear|incomplete|incorrect|wrong) too premature(?:ly)? assum(?:e|es|ed|ing) presum(?:e|es|ing) mak(?:e|es|ing)\s+up"
-    r" (?:an?\s+)?(?:common|potential|typical|frequent)\s+(?:mistake|error|pitfall|misconception)s?"
-    r" equat(?:e|es|ing) double[-\s]count(?:s|ing)? delay(?:s|ing)? withhold(?:s|ing)? only merely solely rel(?:y|ies|ying)"
+# Faults: an omission or a wrong act, whatever its object.
+_FAULT_VERBS = _verbs(
+    "fail omit neglect overlook ignore miss forget lack skip leave_out disregard dismiss downplay confuse conflate",
+    "mistake contradict violate invent fabricate hallucinate exaggerate speculate deviate digress jump mix_up swap",
+    "reverse assume presume make_up equate double-count delay withhold rely",
 )
+_FAULTS = (
+    r"failures? omissions? absence confusion mistakenly mis(?!s)\w+ overly excessive(?:ly)? unnecessar(?:y|ily) unclear"
+    r" incorrect(?:ly)? wrong(?:ly)? erroneous(?:ly)? improper(?:ly)? inappropriate(?:ly)? inaccurate(?:ly)?"
+    r" false(?:ly)? premature(?:ly)? vague(?:ly)? too only merely solely"
+    r" over(?:stat|emphasi|simplif|generali|complicat|estimat|rel|us|interpret)\w* under(?:stat|emphasi|estimat)\w*"
+    r" (?:is|are)_(?:too|overly|excessively|unnecessarily|vague|unclear|incomplete|incorrect|wrong)"
+    r" (?:an?_)?(?:common|potential|typical|frequent)_(?:mistake|error|pitfall|misconception)s?"
+)
+_BAD = _words(_FAULT_VERBS, _FAULTS)
 
-# Neutral acts: as the head of a pitfall ("Recommends X", "States that X") they describe what a bad response does.
+# Neutral acts: at the head of a pitfall ("Recommends X", "States that X") they say what a bad response does.
 _ACT = _words(
-    r"recommend(?:s|ed|ing)? suggest(?:s|ed|ing)? advis(?:e|es|ed|ing) prescrib(?:e|es|ing) propos(?:e|es|ing) advocat(?:e|es|ing)"
-    r" encourag(?:e|es|ing) endors(?:e|es|ing) promot(?:e|es|ing) stat(?:e|es|ed|ing) claim(?:s|ed|ing)? assert(?:s|ing)? sa(?:y|ys|ying)"
-    r" conclud(?:e|es|ed|ing) attribut(?:e|es|ed|ing) identif(?:y|ies|ied|ying) includ(?:e|es|ed|ing) introduc(?:e|es|ing)"
-    r" provid(?:e|es|ing) add(?:s|ing)? us(?:e|es|ed|ing) appl(?:y|ies|ying) focus(?:es|ing)? giv(?:e|es|ing) present(?:s|ing)?"
-    r" mention(?:s|ed|ing)? describ(?:e|es|ing) indicat(?:e|es|ed|ing) impl(?:y|ies|ying) treat(?:s|ing)? round(?:s|ing)?"
-    r" contain(?:s|ing)? offer(?:s|ing)? classif(?:y|ies|ying) consider(?:s|ing)? select(?:s|ing)? choos(?:e|es|ing) diagnos(?:e|es|ing)"
-    r" label(?:s|ing|l?ing)? interpret(?:s|ing)? infer(?:s|ring)? generali[sz](?:e|es|ing) repeat(?:s|ing)? answer(?:s|ing)?"
-    r" administer(?:s|ing)? initiat(?:e|es|ing) start(?:s|ing)? discuss(?:es|ing)? refer(?:s|ring)?\s+to defin(?:e|es|ing)"
-    r" list(?:s|ing)? not(?:es|ing) bas(?:e|es|ing) calculat(?:e|es|ing) swit?ch(?:es|ing)? perform(?:s|ing)? rul(?:e|es|ing)\s+out"
+    _verbs(
+        "recommend suggest advise prescribe propose advocate encourage endorse promote state claim assert say conclude",
+        "attribute identify include introduce provide add use apply focus give present mention describe indicate imply",
+        "treat round contain offer classify consider select choose diagnose label interpret infer generalise",
+        "generalize repeat answer administer initiate start discuss refer_to define list base calculate switch perform",
+        "rule_out",
+    ),
+    "notes noting",
 )
 
-# After "does not": leaving these undone is the fault itself ("Does not mention the risk of ...").
+# After "does not", these left undone are the fault itself: "Does not mention the risk of ...".
+_PUTS_IN = "mention state list discuss describe include provide reference cite give offer present"
 _DUTY = _words(
-    r"mention state identify address note specify list discuss explain describe include provide highlight emphasi[sz]e stress"
-    r" clarify indicate recogni[sz]e acknowledge consider account distinguish differentiate define justify show derive verify"
-    r" check convert calculate compute ensure warn caution inform cover report outline elaborate connect link relate reference"
-    r" cite answer give offer present point\s+out take\s+into\s+account demonstrate support assess evaluate interpret rule\s+out"
-    r" monitor correctly accurately adequately clearly explicitly sufficiently fully properly make\s+(?:it\s+)?clear follow"
+    _PUTS_IN,
+    "identify address note specify explain highlight emphasi[sz]e stress clarify indicate recogni[sz]e acknowledge",
+    "consider account distinguish differentiate define justify show derive verify check convert calculate compute",
+    "ensure warn caution inform cover report outline elaborate connect link relate answer point_out demonstrate",
+    "support assess evaluate interpret rule_out monitor follow take_into_account make_(?:it_)?clear",
+    "correctly accurately adequately clearly explicitly sufficiently fully properly",
 )
-# Of those, the ones that merely put something in: what is put in may be the fault ("Does not include irrelevant detail").
-_PUTS_IN = _words("mention state list discuss describe include provide reference cite give offer present")
-# After "does not": whether leaving these undone is good depends on the object, so the wording does not decide.
-_OPEN = _words("recommend suggest advise prescribe propose advocate encourage use apply perform administer start initiate order")
-_FAULTY = re.compile(
-    r"(?:any\s+|an?\s+|other\s+|additional\s+|overly\s+|the\s+use\s+of\s+)*"
-    r"(?:irrelevant|unnecessary|extraneous|incorrect|wrong|unrelated|misleading|inaccurate|unsupported|false|erroneous|superfluous"
-    r"|redundant|inappropriate|unsafe|harmful|contraindicated|excessive|outdated|unproven|dangerous|speculative|contradictory"
-    r"|delay\w*|withhold\w*|ignor\w+|avoid\w*|stopping|discontinuing\s+without|self-\w+)\b"
+# Of those, the ones whose object may be the fault: "Does not include irrelevant detail".
+_INSERTS = _words(_PUTS_IN)
+# After "does not", whether these left undone are good depends on the object: the wording does not decide.
+_OPEN = _words(
+    "recommend suggest advise prescribe propose advocate encourage use apply perform administer start initiate order"
 )
-_WRONGLY = re.compile(
-    r"(?:in(?:correct|appropriate|accurate)ly|wrongly|falsely|erroneously|mistakenly|improperly|unnecessarily|prematurely"
-    r"|overly|simply|merely|just|only|solely|automatically|blindly|arbitrarily)\b"
+_FAULTY_OBJECT = re.compile(
+    r"\w+\s+(?:(?:any|an?|other|additional|overly|the\s+use\s+of)\s+)*"
+    r"(?:irrelevant|unnecessary|extraneous|incorrect|wrong|unrelated|misleading|inaccurate|unsupported|false|erroneous"
+    r"|superfluous|redundant|inappropriate|unsafe|harmful|contraindicated|excessive|outdated|unproven|dangerous"
+    r"|speculative|contradictory|delay\w*|withhold\w*|ignor\w+|avoid\w*|stopping)\b"
+)
+_WRONGLY = _words(
+    "incorrectly inappropriately inaccurately wrongly falsely erroneously mistakenly improperly unnecessarily",
+    "prematurely overly simply merely just only solely automatically blindly arbitrarily",
 )
 
 
@@ -121,18 +144,18 @@ def read(text: str) -> Reading | None:
     if adverbs := _ADVERBS.match(rest):
         rest = rest[adverbs.end() :]
     if modal := _MODAL.match(rest):
-        return "commit" if _PENALISED.search(rest, modal.end()) else "avoid"
+        return "commit" if _PENALISED.match(rest, modal.end()) else "avoid"
     if may := _MAY.match(rest):
         return _possible(rest[may.end() :].lstrip())
     if negation := _NOT.match(rest):
-        return _negated(rest[negation.end() :].lstrip(), negation, has_subject=subject is not None)
+        return _negated(negation.group(), rest[negation.end() :].lstrip(), has_subject=subject is not None)
     return _head(rest)
 
 
 def _head(rest: str) -> Reading | None:
     """A sentence that begins with its verb, a gerund or a noun."""
-    # "Confusing mass with weight should be avoided": a gerund as the subject of an instruction.
-    if re.match(r"\w+(?:ing|ion|ure)\b|any\b|use\b|units?\b|values?\b", rest) and _SHOULD_NOT.search(rest):
+    # "Confusing mass with weight should be avoided": the act is the subject of an instruction.
+    if _ACT_AS_SUBJECT.match(rest) and _SHOULD_NOT.search(rest):
         return "avoid"
     if _AVOID.match(rest):
         return "avoid"
@@ -143,29 +166,22 @@ def _head(rest: str) -> Reading | None:
 
 def _possible(rest: str) -> Reading | None:
     """After "may", "might", "could": a fault that may happen, or nothing said."""
-    if _NOT.match(rest) or _BAD.match(rest) or _WRONGLY.match(rest):
-        return "commit"
-    return None
+    return "commit" if _NOT.match(rest) or _BAD.match(rest) or _WRONGLY.match(rest) else None
 
 
-def _negated(rest: str, negation: re.Match[str], *, has_subject: bool) -> Reading | None:
-    """After "does not", "do not", "never"."""
-    word = negation.group(0)
+def _negated(word: str, rest: str, *, has_subject: bool) -> Reading | None:
+    """After "does not", "do not", "never", "not"."""
     # Without a subject, "do not" and "never" are imperatives: instructions.
-    if not has_subject and word.startswith(("do not", "don't", "never")):
+    if not has_subject and re.match(r"do\b|don't|never", word):
         return "avoid"
     # "Not mentioning the risk" names an omission; "not to round early" instructs.
     if word == "not" and re.match(r"\w+ing\b", rest):
         return "avoid" if _BAD.match(rest) else "commit"
-    if word.startswith("never") or _WRONGLY.match(rest):
+    # "does not overlook X": two negatives.
+    if word == "never" or _WRONGLY.match(rest) or _BAD.match(rest):
         return "avoid"
-    # "does not overlook X": two negatives; "miss" and "fail" are in _BAD for the same reason.
-    if _BAD.match(rest):
-        return "avoid"
-    if _PUTS_IN.match(rest) and _FAULTY.match(rest.partition(" ")[2]):
+    if (_INSERTS.match(rest) or _OPEN.match(rest)) and _FAULTY_OBJECT.match(rest):
         return "avoid"
     if _DUTY.match(rest):
         return "commit"
-    if _OPEN.match(rest):
-        return "avoid" if _FAULTY.match(rest.partition(" ")[2]) else None
-    return "avoid"
+    return None if _OPEN.match(rest) else "avoid"

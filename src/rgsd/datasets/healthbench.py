@@ -1,7 +1,7 @@
 """HealthBench (OpenAI, MIT), with its _hard and _consensus files.
 
-    {prompt_id, prompt: [{role, content}], rubrics: [{criterion, points, tags: ["axis:accuracy", ...]}],
-     example_tags, ideal_completions_data, canary}
+{prompt_id, prompt: [{role, content}], rubrics: [{criterion, points, tags: ["axis:accuracy", ...]}],
+ example_tags, ideal_completions_data, canary}
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HealthBench Professional (OpenAI).
 
-    {id, conversation: {messages: [{role, content}]}, rubric_items: [{criterion_text, points}],
-     use_case, type, difficulty, specialty, physician_response}
+{id, conversation: {messages: [{role, content}]}, rubric_items: [{criterion_text, points}],
+ use_case, type, difficulty, specialty, physician_response}
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ KEYS = ("id", "prompt", "rubric", "reference", "domain", "scoring", "tags", "met
 CRITERION_KEYS = ("criterion", "weight", "check", "tags", "title")
 
 # Keys by which a row belongs to a published schema instead.
-_FOREIGN = frozenset(
-    "Rubrics rubrics reward_model prompt_id rubric_items rubric_list rubric_count question question_source"
-    " reference_answer query general_domain prompt_0 task sample_id".split()
+_FOREIGN = (
+    *("Rubrics", "rubrics", "reward_model", "prompt_id", "sample_id", "rubric_items", "rubric_list", "rubric_count"),
+    *("question", "question_source", "reference_answer", "query", "general_domain", "prompt_0", "task"),
 )
 
 

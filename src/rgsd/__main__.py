@@ -1,0 +1,7 @@
+"""`python -m rgsd`."""
+
+import sys
+
+from rgsd.cli import main
+
+sys.exit(main())

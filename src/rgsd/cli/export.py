@@ -1,0 +1,18 @@
+"""`rgsd export RUN OUT`: the trained model as a folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(argv: list[str]) -> int:
+    """Merge a run's adapter into its base model and write both with the tokenizer."""
+    parser = argparse.ArgumentParser(prog="rgsd export", description="Write a run's trained model, adapter merged.")
+    parser.add_argument("run", help="a finished run's folder")
+    parser.add_argument("out", help="a new or empty folder")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="unset: the run's own")
+    args = parser.parse_args(argv)
+    from rgsd.models import export
+
+    print(f"Model: {export(args.run, args.out, dtype=args.dtype).resolve()}")
+    return 0

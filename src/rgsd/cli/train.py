@@ -1,0 +1,72 @@
+"""`rgsd train --config RECIPE.yaml [--FIELD VALUE ...]`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Train from a recipe; any field of it can be overridden by a flag."""
+    if not os.environ.get("RGSD_VERBOSE"):
+        _quiet()
+    recipe = parse(argv)
+    from rgsd.pipeline import show_results, train
+    from rgsd.runs import RESULTS
+
+    run = train(recipe)
+    results = run.folder / RESULTS
+    if results.is_file():
+        import json
+
+        show_results(json.loads(results.read_text("utf-8")))
+    print(f"Run: {run.folder.resolve()}")
+    return 0
+
+
+def parse(argv: list[str]):
+    """The recipe that a command line describes.
+
+    Raises:
+        ConfigError: for a recipe that cannot be read, a field nobody knows, or settings that contradict each other.
+    """
+    from trl import ModelConfig, TrlParser
+
+    from rgsd.config import RGSDConfig
+    from rgsd.errors import ConfigError
+    from rgsd.pipeline import DataConfig, EvalConfig, Recipe
+
+    parser = TrlParser((RGSDConfig, ModelConfig, DataConfig, EvalConfig), prog="rgsd train")  # pyright: ignore
+    if "--config" in argv and not Path(_value_of("--config", argv)).is_file():
+        raise ConfigError(f"there is no recipe {_value_of('--config', argv)!r}: give the path of a .yaml file")
+    try:
+        training, model, data, evaluation = parser.parse_args_and_config(argv)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if model.model_name_or_path is None:
+        raise ConfigError("which model? Set model_name_or_path to a hub id, a folder, a .gguf file or `embedded`")
+    if not training.output_dir:
+        training.output_dir = "runs/train"
+    return Recipe(model=model, data=data, evaluation=evaluation, training=training)
+
+
+def _value_of(flag: str, argv: list[str]) -> str:
+    position = argv.index(flag) + 1
+    return argv[position] if position < len(argv) else ""
+
+
+def _quiet() -> None:
+    """Libraries' chatter off; RGSD_VERBOSE=1 leaves it on."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore

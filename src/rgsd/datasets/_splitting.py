@@ -1,0 +1,89 @@
+"""Taking duplicate prompts out, and holding prompts out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rgsd.errors import DataError
+from rgsd.rubrics import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicated:
+    """Examples with one a prompt, and those that were left out for it.
+
+    Args:
+        examples: the first of each prompt, in the order of the input.
+        dropped: the others, in the order of the input.
+    """
+
+    examples: tuple[Example, ...] = field(repr=False)
+    dropped: tuple[Example, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Two sides that share no prompt, each in the order of the input.
+
+    Args:
+        train: what is trained on.
+        held_out: what is not.
+        dropped: duplicates of a prompt, which are on neither side.
+    """
+
+    train: tuple[Example, ...] = field(repr=False)
+    held_out: tuple[Example, ...] = field(repr=False)
+    dropped: tuple[Example, ...] = field(default=(), repr=False)
+
+
+def deduplicate(examples: Iterable[Example]) -> Deduplicated:
+    """Keep the first example of each prompt; white space and case do not make prompts differ."""
+    kept: dict[str, Example] = {}
+    dropped: list[Example] = []
+    for example in examples:
+        if kept.setdefault(example.prompt_key, example) is not example:
+            dropped.append(example)
+    return Deduplicated(tuple(kept.values()), tuple(dropped))
+
+
+def split(examples: Iterable[Example], held_out: int | float, seed: int) -> Split:
+    """Hold examples out, by prompt.
+
+    Duplicate prompts are taken out first. Then a hash of the seed and the prompt orders the prompts, and the lowest are
+    held out: the order of the input does not matter, and rows added later move few of the others.
+
+    Args:
+        examples: all of them.
+        held_out: how many (an int), or which share (a float between 0 and 1) of the prompts.
+        seed: another seed, another split.
+
+    Raises:
+        DataError: when a side would be empty, or `held_out` is neither.
+    """
+    unique = deduplicate(examples)
+    count = _count(held_out, len(unique.examples))
+    ranked = sorted(unique.examples, key=lambda example: _rank(seed, example))
+    chosen = {example.prompt_key for example in ranked[:count]}
+    return Split(
+        train=tuple(e for e in unique.examples if e.prompt_key not in chosen),
+        held_out=tuple(e for e in unique.examples if e.prompt_key in chosen),
+        dropped=unique.dropped,
+    )
+
+
+def _rank(seed: int, example: Example) -> bytes:
+    return hashlib.sha256(f"{seed}\n{example.prompt_key}".encode()).digest()
+
+
+def _count(held_out: int | float, n_prompts: int) -> int:
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float):
+        raise DataError(f"got held_out={held_out!r}, wanted a count (int) or a share (float between 0 and 1)")
+    if isinstance(held_out, float) and not 0 < held_out < 1:
+        raise DataError(f"got held_out={held_out!r}, wanted a share between 0 and 1, or a whole number as a count")
+    count = held_out if isinstance(held_out, int) else round(held_out * n_prompts)
+    if not 0 < count < n_prompts:
+        got = f"held_out={held_out!r}, which holds {count} of {n_prompts} prompts out"
+        raise DataError(f"got {got}, wanted at least one prompt on either side: change held_out, or add prompts")
+    return count

@@ -1,0 +1,77 @@
+"""A load in numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rgsd.datasets._loading import LISTED_PROBLEMS, Loaded
+from rgsd.datasets._splitting import deduplicate
+from rgsd.rubrics import Criterion, Example
+
+_TOP_DOMAINS = 10
+_LISTED_IDS = 10
+
+
+def summarise(loaded: Loaded) -> dict[str, Any]:
+    """What was loaded, in plain JSON-able numbers.
+
+    Lengths and counts come as {"min", "median", "max"}; shares lie in [0, 1].
+    """
+    examples = loaded.examples
+    criteria = [criterion for example in examples for criterion in example.rubric]
+    return {
+        "schema": loaded.schema,
+        "files": list(loaded.files),
+        "rows": loaded.n_rows,
+        "examples": len(examples),
+        "scoring": _counts(e.scoring for e in examples),
+        "criteria": {"total": len(criteria), "per_example": _spread([len(e.rubric) for e in examples])},
+        "weights": _weights(criteria),
+        "polarity": _counts(t for c in criteria for t in c.tags if t.startswith("polarity:")),
+        "checks": {"criteria_share": _share(c.check is not None for c in criteria)}
+        | {"examples_share": _share(e.rubric.is_checkable for e in examples)},
+        "prompt_characters": _spread([len(_prompt(e)) for e in examples]),
+        "prompt_words": _spread([len(_prompt(e).split()) for e in examples]),
+        "turns": _spread([len(e.messages) for e in examples]),
+        "references": sum(e.reference is not None for e in examples),
+        "domains": _counts((e.domain or "(none)" for e in examples), top=_TOP_DOMAINS),
+        "duplicates": _duplicates(examples),
+        "problems": {"count": len(loaded.problems), "first": [str(p) for p in loaded.problems[:LISTED_PROBLEMS]]},
+    }
+
+
+def _weights(criteria: Sequence[Criterion]) -> dict[str, Any]:
+    weights = [c.weight for c in criteria]
+    return {
+        "positive": sum(w > 0 for w in weights),
+        "negative": sum(w < 0 for w in weights),
+        "min": min(weights, default=None),
+        "max": max(weights, default=None),
+    }
+
+
+def _duplicates(examples: Sequence[Example]) -> dict[str, Any]:
+    dropped = deduplicate(examples).dropped
+    return {"count": len(dropped), "first_ids": [e.id for e in dropped[:_LISTED_IDS]]}
+
+
+def _prompt(example: Example) -> str:
+    return "\n".join(message["content"] for message in example.messages)
+
+
+def _spread(numbers: Sequence[int]) -> dict[str, float | int | None]:
+    if not numbers:
+        return {"min": None, "median": None, "max": None}
+    return {"min": min(numbers), "median": statistics.median(numbers), "max": max(numbers)}
+
+
+def _counts(names: Iterable[str], top: int | None = None) -> dict[str, int]:
+    return dict(Counter(names).most_common(top))
+
+
+def _share(flags: Iterable[bool]) -> float:
+    flags = list(flags)
+    return sum(flags) / len(flags) if flags else 0.0

@@ -1,0 +1,354 @@
+"""One training run from a recipe to its table: data, split, baselines, training, evaluation, run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+from trl import ModelConfig, get_peft_config
+
+from rgsd import datasets as rubric_data
+from rgsd import evaluate, models
+from rgsd.config import RGSDConfig
+from rgsd.errors import ConfigError
+from rgsd.judges import ChecksJudge
+from rgsd.progress import say
+from rgsd.prompts import PromptSettings, reference_request, student_messages, teacher_messages, training_rows
+from rgsd.rubrics import Example, fingerprint
+from rgsd.runs import ADAPTER, METRICS, MODEL, RESULTS, SAMPLES, SPLIT, Run, create_run
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class DataConfig:
+    """Which prompts and rubrics, and how they are split."""
+
+    data: str = _setting("bundled", "Rubric data: a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`.")
+    schema: str | None = _setting(None, "The data's schema. Unset: recognised from the rows.")
+    data_split: str | None = _setting(None, "Split of a hub dataset, e.g. `train`.")
+    skip_bad_rows: bool = _setting(False, "Skip rows that cannot be used, and list them, rather than stop.")
+    held_out: float = _setting(0.2, "Prompts kept for the evaluation: a share below 1, or a count.")
+    split_seed: int = _setting(0, "Seed of the split into training and held-out prompts.")
+    max_train_prompts: int | None = _setting(None, "Train on at most so many prompts. Unset: all of them.")
+
+
+@dataclass
+class EvalConfig:
+    """How the policy is measured before and after, and where results may be written."""
+
+    evaluate: bool = _setting(True, "Measure base, base with rubric, and trained policy on the held-out prompts.")
+    eval_max_new_tokens: int | None = _setting(None, "Longest evaluated response. Unset: max_completion_length.")
+    eval_generation_batch_size: int = _setting(32, "Prompts generated at once in the evaluation.")
+    max_eval_prompts: int | None = _setting(None, "Evaluate on at most so many held-out prompts. Unset: all of them.")
+    self_written_references: bool = _setting(
+        False, "Let the base model write the reference responses beforehand, from the rubrics (enrichment reference, both)."
+    )
+    overwrite: bool = _setting(False, "Replace a run that the output_dir already holds.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run is made of."""
+
+    model: ModelConfig
+    data: DataConfig
+    evaluation: EvalConfig
+    training: RGSDConfig
+
+    def settings(self) -> dict[str, Any]:
+        """All fields that differ from their defaults or belong to rgsd, as one flat mapping, as in a recipe's YAML."""
+        flat: dict[str, Any] = {}
+        for part in (self.model, self.data, self.evaluation, self.training):
+            for f in dataclasses.fields(part):
+                value = getattr(part, f.name)
+                own = not isinstance(part, RGSDConfig) or f.name in RGSDConfig.__annotations__
+                default = f.default if f.default is not dataclasses.MISSING else None
+                if f.init and (own or (value != default and value not in ("", {}, []))):
+                    flat[f.name] = getattr(value, "value", value)
+        flat["output_dir"] = self.training.output_dir
+        return {k: v for k, v in flat.items() if _is_plain(v) and k not in _NOT_SETTINGS}
+
+
+_NOT_SETTINGS = frozenset({"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"})
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def train(recipe: Recipe) -> Run:
+    """Train as the recipe says, and write the run folder.
+
+    Raises:
+        RGSDError: whatever keeps the run from starting, before anything is trained.
+    """
+    from rgsd.trainer import RGSDTrainer
+
+    started = time.time()
+    args, data = recipe.training, recipe.data
+    train_set, held_out = load_split(data, recipe.evaluation)
+    settings = args.prompt_settings()
+    run = _open(recipe)
+    main = args.process_index == 0
+
+    say(f"Model: {recipe.model.model_name_or_path}")
+    tokenizer = models.load_tokenizer(
+        str(recipe.model.model_name_or_path), recipe.model.model_revision, args.trust_remote_code
+    )
+    model = models.load_model(
+        str(recipe.model.model_name_or_path),
+        dtype=recipe.model.dtype,
+        revision=recipe.model.model_revision,
+        attn_implementation=recipe.model.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        **(args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}),
+    )
+    if main:
+        run.write(SPLIT, {"train": [e.id for e in train_set], "held_out": [e.id for e in held_out]})
+        run.note(
+            train_fingerprint=fingerprint(train_set),
+            held_out_fingerprint=fingerprint(held_out),
+            model_fingerprint=models.fingerprint(model),
+        )
+    references = _self_written(model, tokenizer, train_set, recipe) if _needs_references(recipe) else None
+    trainer = RGSDTrainer(
+        model,
+        args=args,
+        train_dataset=_dataset(train_set, settings, references),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(recipe.model),
+        callbacks=[_Log(run)] if main else [],
+    )
+    _plain_progress(trainer)
+
+    measured = recipe.evaluation.evaluate and _checkable(held_out)
+    arms: dict[str, list[dict[str, Any]]] = {}
+    if measured and main:
+        say(f"Before training, on {len(held_out)} held-out prompts")
+        with trainer.teacher.active():
+            arms["base"] = _arm("base", trainer.model, tokenizer, held_out, recipe, run)
+            arms["base+rubric"] = _arm("base+rubric", trainer.model, tokenizer, held_out, recipe, run, settings)
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
+    say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} rollouts")
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=(resume.lower() == "true" or resume) if isinstance(resume, str) else resume)
+    if not main:
+        return run
+    trained = _save(trainer, tokenizer, run)
+    if measured:
+        say("After training")
+        arms["trained"] = _arm("trained", trained, tokenizer, held_out, recipe, run)
+        run.write(RESULTS, results(arms, run, args.seed))
+    run.note(status="finished", seconds=round(time.time() - started, 1))
+    return run
+
+
+def load_split(data: DataConfig, evaluation: EvalConfig) -> tuple[list[Example], list[Example]]:
+    """The training and the held-out examples, disjoint by prompt; what was dropped is said."""
+    loaded = rubric_data.load(data.data, schema=data.schema, split=data.data_split, skip_bad_rows=data.skip_bad_rows)
+    if loaded.problems:
+        say(f"Skipped {len(loaded.problems)} bad rows:")
+        for problem in loaded.problems:
+            say(f"  {problem}")
+    unique = rubric_data.deduplicate(loaded.examples)
+    if unique.dropped:
+        say(f"Dropped {len(unique.dropped)} examples whose prompt had been seen")
+    share = data.held_out
+    if share == 0 and not evaluation.evaluate:
+        return list(unique.examples)[: data.max_train_prompts], []
+    parts = rubric_data.split(unique.examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
+    train_set, held_out = list(parts.train), list(parts.held_out)
+    say(f"Data: {data.data} ({loaded.schema}), {len(train_set)} training and {len(held_out)} held-out prompts")
+    return train_set[: data.max_train_prompts], held_out[: evaluation.max_eval_prompts]
+
+
+def _open(recipe: Recipe) -> Run:
+    args = recipe.training
+    resume = bool(args.resume_from_checkpoint)
+    if args.process_index != 0:
+        return Run(Path(str(args.output_dir)), {}, recipe.settings())
+    return create_run(str(args.output_dir), recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
+
+
+def _dataset(examples: Sequence[Example], settings: PromptSettings, references: dict[str, str] | None) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(training_rows(examples, settings, references))
+
+
+def _needs_references(recipe: Recipe) -> bool:
+    wanted = recipe.training.enrichment in ("reference", "both")
+    if recipe.evaluation.self_written_references and not wanted:
+        raise ConfigError(
+            f"self_written_references is set, but enrichment is {recipe.training.enrichment!r}, which shows none: "
+            "use enrichment 'reference' or 'both', or unset it"
+        )
+    return wanted and recipe.evaluation.self_written_references
+
+
+def _self_written(model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe) -> dict[str, str]:
+    """References that the base model writes from the rubrics, before it is trained."""
+    responses = evaluate.generate(
+        model,
+        tokenizer,
+        [reference_request(e) for e in examples],
+        max_new_tokens=recipe.training.max_completion_length or 512,
+        batch_size=recipe.evaluation.eval_generation_batch_size,
+        label="self-written references",
+    )
+    return {e.id: r.text for e, r in zip(examples, responses, strict=True)}
+
+
+def _checkable(held_out: Sequence[Example]) -> bool:
+    if not held_out:
+        return False
+    unchecked = sum(not e.rubric.is_checkable for e in held_out)
+    if unchecked:
+        say(f"No evaluation: {unchecked} of {len(held_out)} held-out rubrics have criteria without a programmatic check")
+    return unchecked == 0
+
+
+def _arm(
+    arm: str,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    run: Run,
+    settings: PromptSettings | None = None,
+) -> list[dict[str, Any]]:
+    """Generate, judge and store one arm; with settings, the model is shown what the teacher is shown."""
+    if settings is None or settings.enrichment == "none":
+        prompts = [student_messages(e) for e in examples]
+    elif settings.enrichment == "mismatched":
+        prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
+    else:
+        prompts = [teacher_messages(e, settings) for e in examples]
+    responses = evaluate.generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=recipe.evaluation.eval_max_new_tokens or recipe.training.max_completion_length or 512,
+        batch_size=recipe.evaluation.eval_generation_batch_size,
+        label=arm,
+        chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
+    )
+    rows = evaluate.judge_responses(examples, responses, ChecksJudge(), arm=arm)
+    run.append(SAMPLES, rows)
+    return rows
+
+
+def _rollouts_per_step(trainer: Any) -> int:
+    args = trainer.args
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+
+
+def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
+    """The adapter (or the whole model) into the run; returns the trained policy, merged."""
+    from peft import PeftModel
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(model, PeftModel):
+        models.save_model(model, tokenizer, run.folder / MODEL)
+        return model
+    model.save_pretrained(str(run.folder / ADAPTER))
+    tokenizer.save_pretrained(run.folder / ADAPTER)
+    return model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+
+
+def results(arms: dict[str, list[dict[str, Any]]], run: Run, seed: int) -> dict[str, Any]:
+    """The table of a run: an arm a row, and the paired differences to the base, with provenance."""
+    keys = ("commit", "dirty", "train_fingerprint", "held_out_fingerprint", "model_fingerprint", "command")
+    differences = {}
+    for arm, rows in arms.items():
+        found = None if arm == "base" else evaluate.paired_difference(arms["base"], rows, seed=seed)
+        if found is not None:
+            differences[f"{arm} - base"] = dataclasses.asdict(found)
+    return {
+        "arms": [evaluate.summarise(rows, seed=seed) for rows in arms.values()],
+        "differences": differences,
+        "met_by_tag": {arm: evaluate.met_by_tag(rows) for arm, rows in arms.items()},
+        "judge": "checks",
+        "seed": seed,
+        "provenance": {k: run.meta.get(k) for k in keys},
+    }
+
+
+def show_results(table: dict[str, Any]) -> None:
+    """Print a run's table, and what it says in plain words."""
+    view = Table(title="Rubric satisfaction on held-out prompts (95 % bootstrap interval over prompts)")
+    for column in ("policy", "score", "95 % interval", "minus base", "95 % interval", "prompts", "mean tokens"):
+        view.add_column(column, justify="left" if column == "policy" else "right")
+    for arm in table["arms"]:
+        score = arm["score"]
+        gain = table["differences"].get(f"{arm['arm']} - base")
+        view.add_row(
+            arm["arm"],
+            f"{score['mean']:.3f}" if score else "unscored",
+            f"{score['low']:.3f} to {score['high']:.3f}" if score else "",
+            f"{gain['mean']:+.3f}" if gain else "",
+            f"{gain['low']:+.3f} to {gain['high']:+.3f}" if gain else "",
+            str(arm["n_prompts"]),
+            f"{arm['mean_tokens']:.0f}",
+        )
+    Console(width=110).print(view)
+    gain = table["differences"].get("trained - base")
+    if gain is None:
+        return
+    if gain["low"] > 0:
+        say(f"Training gained {100 * gain['mean']:.1f} points over the base, beyond its 95 % interval.")
+    elif gain["high"] < 0:
+        say(f"Training made the policy worse, by {-100 * gain['mean']:.1f} points, beyond its 95 % interval.")
+    else:
+        say(f"Training changed the score by {100 * gain['mean']:+.1f} points, which is within its 95 % interval: no gain shown.")
+
+
+class _Log(TrainerCallback):
+    """Each logged step into metrics.jsonl, and a line for the person who waits."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._start = time.monotonic()
+        self._first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start, self._first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        self._run.append(METRICS, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
+        if "loss" not in logs:
+            return
+        done = max(1, state.global_step - self._first)
+        left = (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
+        say(
+            f"  step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4f}, divergence "
+            f"{logs.get('divergence', float('nan')):.4f} nats, clipped {100 * logs.get('clipped_share', 0):.0f} %, "
+            f"response {logs.get('response_length', 0):.0f} tokens, leak {100 * logs.get('leak_rate', 0):.0f} %, "
+            f"about {left:.0f} s left"
+        )
+
+
+def _plain_progress(trainer: Any) -> None:
+    """Our lines in place of transformers' bar and dictionaries."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+
+
+__all__ = ["DataConfig", "EvalConfig", "Recipe", "load_split", "results", "show_results", "train"]

@@ -1,0 +1,87 @@
+"""A supervised warm start: a small base model first learns to follow a rubric that it is shown.
+
+RGSD needs a base policy whose responses change when it sees the rubric (the conditioning gap). A model of 135M parameters
+copies the rubric instead. From examples that have both reference responses and programmatic checks, this module makes
+pairs that teach it: some criteria are shown, and the target is the reference without the sentences that meet the
+others. The prompt alone gets the reference with none of them, so that the warm-started model, the base policy of the
+run that follows, does not do unasked what the rubric would ask for.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rgsd.judges.checks import holds
+from rgsd.prompts import PromptSettings, student_messages, teacher_messages
+from rgsd.rubrics import Criterion, Example, Rubric
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def without(text: str, criteria: Sequence[Criterion], kept: Sequence[Criterion] = ()) -> str:
+    """The text less the sentences that meet one of the criteria and none of the kept ones.
+
+    Where bullets are the criterion, they become sentences.
+    """
+    for criterion in criteria:
+        if criterion.check is None or not holds(criterion.check, text):
+            continue
+        if "count" in criterion.check:
+            text = re.sub(r"^[ \t]*[-*][ \t]+", "", text, flags=re.MULTILINE)
+            continue
+        pieces = _split(text)
+        # A negative check ("leaves no term unexplained") holds on every sentence: nothing to leave out.
+        guilty = [holds(criterion.check, p) and not any(_holds_alone(k, p) for k in kept) for p, _ in pieces]
+        if all(guilty):
+            continue
+        text = "".join(piece + gap for (piece, gap), out in zip(pieces, guilty, strict=True) if not out)
+    return text.strip()
+
+
+def _holds_alone(criterion: Criterion, piece: str) -> bool:
+    """Whether the sentence is what meets the criterion: checks that hold on nothing at all do not count."""
+    return criterion.check is not None and holds(criterion.check, piece) and not holds(criterion.check, "")
+
+
+def _split(text: str) -> list[tuple[str, str]]:
+    """Sentences, each with the white space that follows it."""
+    pieces, start = [], 0
+    for match in _SENTENCE.finditer(text):
+        pieces.append((text[start : match.start()], match.group()))
+        start = match.end()
+    return [*pieces, (text[start:], "")] if start < len(text) else pieces
+
+
+def pairs(examples: Sequence[Example], settings: PromptSettings, *, per_example: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of {"prompt", "completion"} messages: `per_example` random choices of criteria each, and the prompt alone.
+
+    Args:
+        examples: with references, and checks on their criteria; others are left out.
+        settings: the teacher's template.
+        per_example: how many choices of criteria an example gives.
+        seed: of the choices.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for example in examples:
+        if example.reference is None or not example.rubric.is_checkable:
+            continue
+        wanted = [c for c in example.rubric if not c.is_pitfall]
+        for _ in range(per_example):
+            shown = rng.sample(wanted, rng.randint(1, len(wanted)))
+            kept = [c for c in example.rubric if c in shown or c.is_pitfall]
+            target = without(example.reference, [c for c in wanted if c not in shown], shown)
+            if len(target.split()) >= 5:
+                rows.append(_row(teacher_messages(example, settings, shown=Rubric(tuple(kept))), target))
+        bare = without(example.reference, [c for c in wanted if "own" not in c.tags])
+        if len(bare.split()) >= 5:
+            rows.append(_row(student_messages(example), bare))
+    rng.shuffle(rows)
+    return rows
+
+
+def _row(prompt: list[dict[str, str]], target: str) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": target}]}
