@@ -32,7 +32,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ),
     )
     made = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", bos_token="<|im_start|>", padding_side="left"
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        bos_token="<|im_start|>",
+        padding_side="left",
     )
     made.chat_template = CHAT_TEMPLATE
     return made

@@ -1,9 +1,9 @@
 """rgsd: post-train language models on rubrics, without a verifier (Rubric-Guided Self-Distillation, arXiv 2606.12507).
 
-    from rgsd import RGSDConfig, RGSDTrainer, load
+from rgsd import RGSDConfig, RGSDTrainer, load
 
-    trainer = RGSDTrainer("Qwen/Qwen2.5-3B-Instruct", args=RGSDConfig(output_dir="run"), train_dataset=load(path).examples)
-    trainer.train()
+trainer = RGSDTrainer("Qwen/Qwen2.5-3B-Instruct", args=RGSDConfig(output_dir="run"), train_dataset=load(path).examples)
+trainer.train()
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Letters in names: B rows, T tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def partition(lengths: Sequence[int], groups: int) -> list[list[int]]:
         bounds = [count * group // groups for group in range(groups + 1)]
     else:
         bounds = _best_bounds(np.array([lengths[row] for row in order], dtype=np.int64), groups)
-    return [order[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [order[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
 def _best_bounds(sorted_lengths: np.ndarray, groups: int) -> list[int]:

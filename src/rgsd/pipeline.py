@@ -38,6 +38,10 @@ class DataConfig:
     data_split: str | None = _setting(None, "Split of a hub dataset, e.g. `train`.")
     skip_bad_rows: bool = _setting(False, "Skip rows that cannot be used, and list them, rather than stop.")
     held_out: float = _setting(0.2, "Prompts kept for the evaluation: a share below 1, or a count.")
+    held_out_tags: list[str] | None = _setting(
+        None,
+        "Keep as held-out the examples with one of these tags, instead of a seeded split (data with a fixed split).",
+    )
     split_seed: int = _setting(0, "Seed of the split into training and held-out prompts.")
     max_train_prompts: int | None = _setting(None, "Train on at most so many prompts. Unset: all of them.")
 
@@ -51,7 +55,8 @@ class EvalConfig:
     eval_generation_batch_size: int = _setting(32, "Prompts generated at once in the evaluation.")
     max_eval_prompts: int | None = _setting(None, "Evaluate on at most so many held-out prompts. Unset: all of them.")
     self_written_references: bool = _setting(
-        False, "Let the base model write the reference responses beforehand, from the rubrics (enrichment reference, both)."
+        False,
+        "Let the base model write the reference responses beforehand, from the rubrics (enrichment reference, both).",
     )
     overwrite: bool = _setting(False, "Replace a run that the output_dir already holds.")
 
@@ -79,7 +84,9 @@ class Recipe:
         return {k: v for k, v in flat.items() if _is_plain(v) and k not in _NOT_SETTINGS}
 
 
-_NOT_SETTINGS = frozenset({"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"})
+_NOT_SETTINGS = frozenset(
+    {"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"}
+)
 
 
 def _is_plain(value: Any) -> bool:
@@ -170,8 +177,19 @@ def load_split(data: DataConfig, evaluation: EvalConfig) -> tuple[list[Example],
     share = data.held_out
     if share == 0 and not evaluation.evaluate:
         return list(unique.examples)[: data.max_train_prompts], []
-    parts = rubric_data.split(unique.examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
-    train_set, held_out = list(parts.train), list(parts.held_out)
+    if data.held_out_tags:
+        tags = set(data.held_out_tags)
+        held_out = [e for e in unique.examples if tags & set(e.tags)]
+        train_set = [e for e in unique.examples if not tags & set(e.tags)]
+        if not held_out or not train_set:
+            known = sorted({t for e in unique.examples for t in e.tags})
+            raise ConfigError(
+                f"held_out_tags {sorted(tags)} leave {len(train_set)} training and {len(held_out)} held-out prompts: "
+                f"some of each are wanted. The data's tags are {known[:20]}"
+            )
+    else:
+        parts = rubric_data.split(unique.examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
+        train_set, held_out = list(parts.train), list(parts.held_out)
     say(f"Data: {data.data} ({loaded.schema}), {len(train_set)} training and {len(held_out)} held-out prompts")
     return train_set[: data.max_train_prompts], held_out[: evaluation.max_eval_prompts]
 
@@ -218,7 +236,9 @@ def _checkable(held_out: Sequence[Example]) -> bool:
         return False
     unchecked = sum(not e.rubric.is_checkable for e in held_out)
     if unchecked:
-        say(f"No evaluation: {unchecked} of {len(held_out)} held-out rubrics have criteria without a programmatic check")
+        say(
+            f"No evaluation: {unchecked} of {len(held_out)} held-out rubrics have criteria without a programmatic check"
+        )
     return unchecked == 0
 
 
@@ -314,7 +334,7 @@ def show_results(table: dict[str, Any]) -> None:
     elif gain["high"] < 0:
         say(f"Training made the policy worse, by {-100 * gain['mean']:.1f} points, beyond its 95 % interval.")
     else:
-        say(f"Training changed the score by {100 * gain['mean']:+.1f} points, which is within its 95 % interval: no gain shown.")
+        say(f"Training changed the score by {100 * gain['mean']:+.1f} points, within its 95 % interval: no gain shown.")
 
 
 class _Log(TrainerCallback):

@@ -1,14 +1,14 @@
 """A run's folder: what was asked, on what, with what, and what came of it.
 
-    RUN/
-      config.yaml      every setting, resolved; `rgsd train --config RUN/config.yaml` repeats the run
-      run.json         status, command, versions, commit, fingerprints of data and model, times
-      split.json       ids of the training and held-out prompts
-      metrics.jsonl    one line a logged step
-      samples.jsonl    one line a response of the evaluation, with its verdicts
-      results.json     the table: rows with value, interval, n, seed and provenance
-      adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
-      checkpoint-N/    to resume from
+RUN/
+  config.yaml      every setting, resolved; `rgsd train --config RUN/config.yaml` repeats the run
+  run.json         status, command, versions, commit, fingerprints of data and model, times
+  split.json       ids of the training and held-out prompts
+  metrics.jsonl    one line a logged step
+  samples.jsonl    one line a response of the evaluation, with its verdicts
+  results.json     the table: rows with value, interval, n, seed and provenance
+  adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
+  checkpoint-N/    to resume from
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(getattr(value, "value", value))
+    return (
+        value if value is None or isinstance(value, str | int | float | bool) else str(getattr(value, "value", value))
+    )
 
 
 def _write(path: Path, text: str) -> None:

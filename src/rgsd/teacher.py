@@ -40,7 +40,9 @@ class Teacher:
             raise ConfigError(f"teacher_kind must be 'base', 'ema' or 'live', got {kind!r}")
         if not 0.0 < ema_rate <= 1.0:
             raise ConfigError(f"ema_rate must lie in (0, 1], got {ema_rate}: it is the student's share in an update")
-        if kind == "ema" and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+        if kind == "ema" and any(
+            p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()
+        ):
             raise ConfigError(
                 "teacher_kind 'ema' averages in the parameters' own precision, and half precision loses small updates: "
                 "load the model with dtype float32 (bf16 autocast stays on), or train LoRA, whose adapters are fp32"

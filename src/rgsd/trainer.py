@@ -12,6 +12,10 @@ Rollout and teacher run once a step, over all of its rows; the student runs a mi
 rows by length. Letters in names: B rows, T tokens, N tokens in the loss, H hidden width.
 """
 
+# What TRL and transformers leave untyped, or type too loosely to subclass:
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIncompatibleMethodOverride=false
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import time
@@ -19,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -74,9 +78,9 @@ class RGSDTrainer(DistillationTrainer):
         PromptTooLong: when a student's or teacher's prompt exceeds its limit, naming the examples. Nothing is cut.
     """
 
-    _tag_names = ["trl", "rgsd"]
+    _tag_names: ClassVar = ["trl", "rgsd"]
     _name = "RGSD"
-    _paper = {
+    _paper: ClassVar = {
         "title": "Rubric-Guided Self-Distillation: Post-Training Without Rubric Verifiers",
         "id": "2606.12507",
         "citation": "",
@@ -117,7 +121,7 @@ class RGSDTrainer(DistillationTrainer):
         self._check_prompts(self.eval_dataset)
         self._spec = args.divergence_spec()
         student = self.accelerator.unwrap_model(self.model)
-        self.teacher = Teacher(student, args.teacher_kind, args.ema_rate)  # pyright: ignore[reportArgumentType]
+        self.teacher = Teacher(student, args.teacher_kind, args.ema_rate)
         self._teacher_head: Head | None = None
         self._base_weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor | float] = {}
@@ -223,7 +227,9 @@ class RGSDTrainer(DistillationTrainer):
             opened=prompt_opens_thinking(prompt, self._tokenizer, args.think_open_tag),
         )
 
-    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any, has_tool_images: bool = False):
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, has_tool_images: bool = False
+    ):
         student = self.accelerator.unwrap_model(self.model)
         was_training = student.training
         student.eval()  # dropout has no place in a rollout
@@ -243,7 +249,7 @@ class RGSDTrainer(DistillationTrainer):
             return
         layers = {n: m for n, m in student.named_modules() if isinstance(m, BaseTunerLayer)}
         if not self._base_weights:
-            self._base_weights = {n: m.get_base_layer().weight.detach().clone() for n, m in layers.items()}  # pyright: ignore
+            self._base_weights = {n: m.get_base_layer().weight.detach().clone() for n, m in layers.items()}
         student.merge_adapter()
         try:
             yield
@@ -251,7 +257,7 @@ class RGSDTrainer(DistillationTrainer):
             student.unmerge_adapter()
             with torch.no_grad():
                 for name, layer in layers.items():
-                    layer.get_base_layer().weight.copy_(self._base_weights[name])  # pyright: ignore
+                    layer.get_base_layer().weight.copy_(self._base_weights[name])
 
     def _mergeable(self, student: nn.Module) -> bool:
         quantized = getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False)
@@ -269,7 +275,7 @@ class RGSDTrainer(DistillationTrainer):
         for group in partition(lengths, groups):
             rows = [rollouts[i] for i in group]
             batch = self._batch(rows, [r.student_prompt for r in rows])
-            batch["teacher_hidden_NH"] = torch.cat([r.teacher_hidden_NH for r in rows])  # pyright: ignore
+            batch["teacher_hidden_NH"] = torch.cat([r.teacher_hidden_NH for r in rows])
             sampled = [t for r in rows for t, keep in zip(r.response, r.in_loss, strict=True) if keep]
             batch["sampled_N"] = torch.tensor(sampled, dtype=torch.long, device=self.accelerator.device)
             batch["num_items_in_batch"] = count
@@ -278,10 +284,8 @@ class RGSDTrainer(DistillationTrainer):
 
     def _batch(self, rows: Sequence[Rollout], prompts: Sequence[list[int]]) -> dict[str, Any]:
         sequences = [p + r.response for p, r in zip(prompts, rows, strict=True)]
-        padded = pad_right(sequences, self._tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
-        positions = predicting_positions(
-            [len(p) for p in prompts], [r.in_loss for r in rows], padded.ids_BT.size(1)
-        )
+        padded = pad_right(sequences, self._tokenizer.pad_token_id)
+        positions = predicting_positions([len(p) for p in prompts], [r.in_loss for r in rows], padded.ids_BT.size(1))
         device = self.accelerator.device
         return {
             "input_ids": padded.ids_BT.to(device),
@@ -294,7 +298,7 @@ class RGSDTrainer(DistillationTrainer):
         student = self.accelerator.unwrap_model(self.model)
         lengths = [len(r.teacher_prompt) + len(r.response) for r in rollouts]
         with self._timed("teacher"), self.teacher.active(), self.compute_loss_context_manager():
-            layer = student.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+            layer = student.get_output_embeddings()
             weight, bias = layer.weight, layer.bias
             for group in partition(lengths, groups):
                 rows = [rollouts[i] for i in group]
@@ -308,7 +312,7 @@ class RGSDTrainer(DistillationTrainer):
     def _hidden(self, unwrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(N, H): the final hidden states that predict the tokens in the loss, row by row."""
         network = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
-        output = network.base_model(  # pyright: ignore[reportCallIssue]
+        output = network.base_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         )
         return output.last_hidden_state[batch["predicting_BT"]]
@@ -496,9 +500,9 @@ def _as_rows(data: Any, args: RGSDConfig) -> Any:
 def _head(student: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Head:
     """The student's head, or one with other values, with the logit post-processing read as TRL reads it."""
     if weight is None:
-        layer = student.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        layer = student.get_output_embeddings()
         weight, bias = layer.weight, layer.bias
-    config = student.config.get_text_config()  # pyright: ignore
+    config = student.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(_whole(weight), None if bias is None else _whole(bias), _logit_scale(config), softcap)
 

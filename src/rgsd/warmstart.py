@@ -1,7 +1,7 @@
 """A supervised warm start: a small base model first learns to follow a rubric that it is shown.
 
-RGSD needs a base policy whose responses change when it sees the rubric (the conditioning gap). A model of 135M parameters
-copies the rubric instead. From examples that have both reference responses and programmatic checks, this module makes
+RGSD needs a base policy whose responses change when it sees the rubric (the conditioning gap). A model of 135M
+parameters copies the rubric instead. From examples that have both reference responses and programmatic checks, this module makes
 pairs that teach it: some criteria are shown, and the target is the reference without the sentences that meet the
 others. The prompt alone gets the reference with none of them, so that the warm-started model, the base policy of the
 run that follows, does not do unasked what the rubric would ask for.
@@ -12,11 +12,24 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rgsd.errors import ConfigError
 from rgsd.judges.checks import holds
 from rgsd.prompts import PromptSettings, student_messages, teacher_messages
 from rgsd.rubrics import Criterion, Example, Rubric
+from rgsd.runs import ADAPTER, MODEL, Run, create_run
+
+
+@dataclass
+class WarmStartConfig:
+    """How the pairs are made, and where the run may go."""
+
+    template: str = field(default="cover", metadata={"help": "Teacher prompt of the pairs: a template's name or file."})
+    pairs_per_example: int = field(default=3, metadata={"help": "Random choices of criteria an example gives."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a run that the output_dir already holds."})
+
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -55,7 +68,9 @@ def _split(text: str) -> list[tuple[str, str]]:
     return [*pieces, (text[start:], "")] if start < len(text) else pieces
 
 
-def pairs(examples: Sequence[Example], settings: PromptSettings, *, per_example: int, seed: int) -> list[dict[str, Any]]:
+def pairs(
+    examples: Sequence[Example], settings: PromptSettings, *, per_example: int, seed: int
+) -> list[dict[str, Any]]:
     """Rows of {"prompt", "completion"} messages: `per_example` random choices of criteria each, and the prompt alone.
 
     Args:
@@ -85,3 +100,62 @@ def pairs(examples: Sequence[Example], settings: PromptSettings, *, per_example:
 
 def _row(prompt: list[dict[str, str]], target: str) -> dict[str, Any]:
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": target}]}
+
+
+def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartConfig) -> Run:
+    """Train with TRL's SFTTrainer on the pairs of the training examples, and write a run folder.
+
+    Args:
+        training: a `trl.SFTConfig`.
+        model_config: a `trl.ModelConfig`.
+        data: a `rgsd.pipeline.DataConfig`; its held-out examples are not used.
+        settings: how the pairs are made.
+
+    Raises:
+        ConfigError: when the data have no references or no checks to make pairs of.
+    """
+    from datasets import Dataset
+    from trl import SFTTrainer, get_peft_config
+
+    from rgsd import models
+    from rgsd.pipeline import EvalConfig, load_split
+
+    train_set, _ = load_split(data, EvalConfig())
+    rows = pairs(
+        train_set,
+        PromptSettings(template=settings.template),
+        per_example=settings.pairs_per_example,
+        seed=training.seed,
+    )
+    if not rows:
+        raise ConfigError(
+            f"{data.data!r} gives no pairs: a warm start needs examples with a reference response and a programmatic "
+            "check on every criterion"
+        )
+    name = str(model_config.model_name_or_path)
+    flat = {**asdict(data), **asdict(settings), "model_name_or_path": name, "dtype": model_config.dtype}
+    for key in (
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "seed",
+    ):
+        flat[key] = getattr(training, key)
+    run = create_run(training.output_dir, flat, overwrite=settings.overwrite)
+    tokenizer = models.load_tokenizer(name, model_config.model_revision)
+    model = models.load_model(name, dtype=model_config.dtype, revision=model_config.model_revision)
+    run.note(model_fingerprint=models.fingerprint(model), pairs=len(rows))
+    trainer = SFTTrainer(
+        model,  # pyright: ignore[reportArgumentType]
+        args=training,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.train()
+    folder = run.folder / (ADAPTER if model_config.use_peft else MODEL)
+    trainer.save_model(str(folder))
+    tokenizer.save_pretrained(folder)
+    run.note(status="finished")
+    return run

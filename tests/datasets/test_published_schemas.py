@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from pathlib import Path
 
 import numpy as np
 import published_rows
@@ -319,6 +320,13 @@ def test_a_schemas_row_is_recognised_as_itself_only(name):
 def test_a_row_is_still_its_schemas_when_every_value_is_nothing(name):
     row = dict.fromkeys(published_rows.row(name))
     assert [other for other, schema in SCHEMAS.items() if schema.matches(row)] == [name]
+
+
+def test_the_documentation_holds():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in SCHEMAS)
+    shown = json.loads(page.split("```json")[1].split("```")[0])
+    assert SCHEMAS["rgsd"].parse(shown, WHERE).id == shown["id"]
 
 
 def test_the_registry_names_every_schema_once():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
-from rgsd.datasets import Loaded, deduplicate, load, split, summarise
+from rgsd.datasets import Loaded, deduplicate, describe, load, split, summarise
 from rgsd.errors import DataError
 from rgsd.rubrics import Criterion, Example, Rubric
 
@@ -87,8 +88,6 @@ def test_split_of_one_prompt():
 
 
 def test_summary(tmp_path):
-    import json
-
     rows = [
         {"id": "a", "prompt": "One two three?", "domain": "x", "rubric": [{"criterion": "c", "check": {"any": ["1"]}}]},
         {"id": "b", "prompt": "ONE two three?", "reference": "r", "rubric": [{"criterion": "c"}] * 3},
@@ -119,6 +118,24 @@ def test_summary(tmp_path):
     assert "row 4, field prompt" in summary["problems"]["first"][0]
 
 
+def test_description(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rubric = [{"criterion": "c", "weight": -2}, {"criterion": "d", "weight": 0.5}]
+    rows = [
+        {"id": "a", "prompt": "Why?", "rubric": rubric},
+        {"id": "b", "prompt": "why?", "rubric": rubric},
+        {"id": "c"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    lines = describe(load(path, skip_bad_rows=True)).splitlines()
+    assert "rows        3: 2 examples, 1 bad rows" in lines
+    assert "weights     2 positive, 2 negative, -2 to 0.5" in lines
+    assert "criteria    4, 2 to 2 (median 2) an example" in lines
+    assert "duplicates  1 prompts seen before, among them b" in lines
+    assert lines[-1].startswith("bad row: rows.jsonl, row 3, field prompt: got nothing")
+
+
 def test_summary_of_nothing():
+    assert "none" in describe(Loaded(examples=(), schema="rgsd", n_rows=0))
     summary = summarise(Loaded(examples=(), schema="rgsd", n_rows=0))
     assert summary["criteria"]["per_example"] == {"min": None, "median": None, "max": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -9,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train a model on rubric data, and measure it on held-out prompts",
     "data": "tell what a rubric file holds, and show an example as student and teacher read it",
+    "warmstart": "teach a small base model to follow a rubric that it is shown (supervised, before RGSD)",
     "export": "write a run's trained model as a folder that transformers and vLLM load",
 }
 
@@ -18,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print("usage: rgsd COMMAND ...\n")
-        print("\n".join(f"  {name:<8} {help}" for name, help in COMMANDS.items()))
+        print("\n".join(f"  {name:<10} {help}" for name, help in COMMANDS.items()))
         print("\n`rgsd COMMAND --help` lists a command's settings.")
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
@@ -37,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RGSDError as error:
         print(f"rgsd {args[0]}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our output has gone, as `rgsd data X | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"rgsd {args[0]}: interrupted", file=sys.stderr)
         return 130

@@ -7,12 +7,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
     """Train from a recipe; any field of it can be overridden by a flag."""
-    if not os.environ.get("RGSD_VERBOSE"):
-        _quiet()
+    quieten()
     recipe = parse(argv)
     from rgsd.pipeline import show_results, train
     from rgsd.runs import RESULTS
@@ -33,26 +33,40 @@ def parse(argv: list[str]):
     Raises:
         ConfigError: for a recipe that cannot be read, a field nobody knows, or settings that contradict each other.
     """
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
     from rgsd.config import RGSDConfig
-    from rgsd.errors import ConfigError
     from rgsd.pipeline import DataConfig, EvalConfig, Recipe
 
-    parser = TrlParser((RGSDConfig, ModelConfig, DataConfig, EvalConfig), prog="rgsd train")  # pyright: ignore
+    training, model, data, evaluation = parse_into((RGSDConfig, ModelConfig, DataConfig, EvalConfig), argv, "train")
+    return Recipe(model=model, data=data, evaluation=evaluation, training=training)
+
+
+def parse_into(parts: tuple[type, ...], argv: list[str], command: str) -> tuple[Any, ...]:
+    """YAML and flags into dataclasses, the first of which is the trainer's and the second TRL's `ModelConfig`.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    import yaml
+    from trl import TrlParser
+
+    from rgsd.errors import ConfigError
+
     if "--config" in argv and not Path(_value_of("--config", argv)).is_file():
         raise ConfigError(f"there is no recipe {_value_of('--config', argv)!r}: give the path of a .yaml file")
     try:
-        training, model, data, evaluation = parser.parse_args_and_config(argv)
+        parsed = TrlParser(parts, prog=f"rgsd {command}").parse_args_and_config(argv)  # pyright: ignore
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the recipe or its flags cannot be used: {error}") from error
+    training, model = parsed[:2]
     if model.model_name_or_path is None:
         raise ConfigError("which model? Set model_name_or_path to a hub id, a folder, a .gguf file or `embedded`")
-    if not training.output_dir:
-        training.output_dir = "runs/train"
-    return Recipe(model=model, data=data, evaluation=evaluation, training=training)
+    if not training.output_dir or training.output_dir == "trainer_output":
+        training.output_dir = f"runs/{command}"
+    return parsed
 
 
 def _value_of(flag: str, argv: list[str]) -> str:
@@ -60,8 +74,10 @@ def _value_of(flag: str, argv: list[str]) -> str:
     return argv[position] if position < len(argv) else ""
 
 
-def _quiet() -> None:
+def quieten() -> None:
     """Libraries' chatter off; RGSD_VERBOSE=1 leaves it on."""
+    if os.environ.get("RGSD_VERBOSE"):
+        return
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()

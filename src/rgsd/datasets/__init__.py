@@ -27,7 +27,7 @@ from rgsd.datasets import (
 from rgsd.datasets._fields import Where
 from rgsd.datasets._loading import BUNDLED, Loaded, Problem, Schema
 from rgsd.datasets._splitting import Deduplicated, Split, deduplicate, split
-from rgsd.datasets._summary import summarise
+from rgsd.datasets._summary import describe, summarise
 
 __all__ = [
     "SCHEMAS",
@@ -39,6 +39,7 @@ __all__ = [
     "Where",
     "bundled",
     "deduplicate",
+    "describe",
     "load",
     "split",
     "summarise",

@@ -43,6 +43,43 @@ def summarise(loaded: Loaded) -> dict[str, Any]:
     }
 
 
+def describe(loaded: Loaded) -> str:
+    """`summarise` as a few lines to read."""
+    summary = summarise(loaded)
+    weights, checks, duplicates = summary["weights"], summary["checks"], summary["duplicates"]
+    lines = [
+        ("files", ", ".join(summary["files"]) or "none"),
+        ("schema", f"{summary['schema']}, scored by {_named(summary['scoring']) or 'nothing'}"),
+        ("rows", f"{summary['rows']:,}: {summary['examples']:,} examples, {summary['problems']['count']:,} bad rows"),
+        ("criteria", f"{summary['criteria']['total']:,}, {_range(summary['criteria']['per_example'])} an example"),
+        ("weights", f"{weights['positive']:,} positive, {weights['negative']:,} negative, {_range(weights)}"),
+        ("polarity", _named(summary["polarity"])),
+        ("checks", f"{checks['criteria_share']:.0%} of criteria; {checks['examples_share']:.0%} of examples entirely"),
+        ("prompts", f"{_range(summary['prompt_words'])} words, {_range(summary['prompt_characters'])} characters"),
+        ("turns", f"{_range(summary['turns'])} a prompt"),
+        ("references", f"{summary['references']:,}"),
+        ("domains", _named(summary["domains"])),
+        ("duplicates", f"{duplicates['count']:,} prompts seen before{_among(duplicates['first_ids'])}"),
+    ]
+    text = [f"{name:<11} {value}" for name, value in lines if value]
+    return "\n".join([*text, *(f"bad row: {problem}" for problem in summary["problems"]["first"])])
+
+
+def _named(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _range(spread: dict[str, Any]) -> str:
+    if spread["min"] is None:
+        return "none"
+    median = f" (median {spread['median']:g})" if "median" in spread else ""
+    return f"{spread['min']:g} to {spread['max']:g}{median}"
+
+
+def _among(ids: list[str]) -> str:
+    return f", among them {', '.join(ids)}" if ids else ""
+
+
 def _weights(criteria: Sequence[Criterion]) -> dict[str, Any]:
     weights = [c.weight for c in criteria]
     return {

@@ -85,7 +85,7 @@ def _published(item: f.Row, field: str, *, needed: bool) -> float | None:
 def _importance(description: str, published: float | None, field: str) -> tuple[str, str, tuple[str, ...]]:
     """Label, text without it, and tags.
 
-    About one criterion in two hundred of RaR-Science has no label, and a few in RaR-Medicine are misspelt
+    Some criteria of RaR-Science have no label, and a few of RaR-Medicine a misspelt one
     ("Esssential"). A near miss is read as the label it misses. Without one, the published number decides by the
     generator's own scale (5 essential, 3 and 4 important, 1 and 2 optional, negative a pitfall), and a tag says so.
     """

@@ -34,10 +34,11 @@ _BULLET = re.compile(r"^[ \t]*[-*•+][ \t]+\S", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]*\d+[.)][ \t]+\S", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|none|neither|nor|without|cannot|avoid\w*|rather than|instead of|unlikely|\w+n't)\b", re.IGNORECASE
+    r"\b(?:not|no|never|none|neither|nor|without|cannot|avoid\w*|rather than|instead of|unlikely|\w+n't)\b",
+    re.IGNORECASE,
 )
 _UNITS = ("words", "sentences", "paragraphs", "bullets", "numbered")
-_KINDS = "any all order regex count not every some starts ends negated affirmed".split()
+_KINDS = ["any", "all", "order", "regex", "count", "not", "every", "some", "starts", "ends", "negated", "affirmed"]
 
 
 def sentences(text: str) -> list[str]:
