@@ -32,6 +32,8 @@ def test_rows_carry_every_verdict_and_its_score(examples):
 def test_reasoning_is_not_judged(examples):
     rows = judge_responses(examples[:1], [Response("<think>rest</think>Walk.", 9, False)], ChecksJudge(), arm="a")
     assert rows[0]["score"] == 0.0
+    never_left = Response("rest and more rest", 9, True, is_opened=True)
+    assert judge_responses(examples[:1], [never_left], ChecksJudge(), arm="a")[0]["score"] == 0.0
 
 
 def test_the_interval_covers_at_its_rate():

@@ -13,18 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rgsd.judges import Judge
 from rgsd.progress import counting
 from rgsd.rubrics import CLIPPED_MEANS, Example, score
-from rgsd.thinking import strip_thinking
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG, prompt_opens_thinking, strip_thinking
 
 N_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A generated response: its text, its length in tokens, and whether it was cut off before its end."""
+    """A generated response: its text, its length in tokens, whether it was cut off before its end, and whether the
+    prompt had already opened its reasoning."""
 
     text: str
     n_tokens: int
     is_truncated: bool
+    is_opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ def generate(
     batch_size: int = 32,
     label: str = "responses",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    think_open_tag: str = OPEN_TAG,
 ) -> list[Response]:
     """Greedy responses to conversations, batched by prompt length, in the prompts' order."""
     ids = [
@@ -57,7 +60,7 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     responses: list[Response | None] = [None] * len(ids)
     eos: Any = model.generation_config.eos_token_id
-    ends: set[Any] = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+    ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
     was_training = model.training
     model.eval()
     with counting(label, len(ids)) as counter:
@@ -74,19 +77,28 @@ def generate(
                 end = next((k for k, t in enumerate(row) if t in ends), None)
                 kept = row if end is None else row[:end]
                 text = tokenizer.decode(kept, skip_special_tokens=True)
-                responses[i] = Response(str(text), len(kept), end is None)  # pyright: ignore
+                opened = prompt_opens_thinking(ids[i], tokenizer, think_open_tag)
+                responses[i] = Response(str(text), len(kept), end is None, opened)  # pyright: ignore
             counter.advance(len(batch))
     model.train(was_training)
     return [r for r in responses if r is not None]
 
 
 def judge_responses(
-    examples: Sequence[Example], responses: Sequence[Response], judge: Judge, *, arm: str
+    examples: Sequence[Example],
+    responses: Sequence[Response],
+    judge: Judge,
+    *,
+    arm: str,
+    think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
 ) -> list[dict[str, Any]]:
-    """One row a response: the response, every verdict with its criterion, the score and its coverage."""
+    """One row a response: the response, every verdict with its criterion, the score and its coverage.
+
+    Reasoning is taken out before judging; a response that never left it is judged as an empty one.
+    """
     rows = []
     for example, response in zip(examples, responses, strict=True):
-        text = strip_thinking(response.text)
+        text = strip_thinking(response.text, *think_tags, opened=response.is_opened)
         verdicts = judge.judge(example, text)
         result = score(example.rubric, verdicts, example.scoring, text)
         rows.append(

@@ -266,8 +266,10 @@ def _arm(
         batch_size=recipe.evaluation.eval_generation_batch_size,
         label=arm,
         chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
+        think_open_tag=recipe.training.think_open_tag,
     )
-    rows = evaluate.judge_responses(examples, responses, ChecksJudge(), arm=arm)
+    tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
+    rows = evaluate.judge_responses(examples, responses, ChecksJudge(), arm=arm, think_tags=tags)
     run.append(SAMPLES, rows)
     return rows
 

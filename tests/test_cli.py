@@ -1,0 +1,213 @@
+"""The commands as a user runs them, on a tiny model and a handful of prompts, from files."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rgsd.cli import main
+from rgsd.cli.train import parse
+from rgsd.errors import ConfigError
+from rgsd.runs import open_run
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def world(tmp_path, tokenizer):
+    """A model folder, a rubric file and a recipe."""
+    tiny_model(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {
+            "id": f"r{i}",
+            "prompt": f"What helps with a cough number {i}?",
+            "rubric": [
+                {"criterion": "Advises rest.", "weight": 5, "check": {"any": ["rest"]}},
+                {"criterion": "Recommends syrup.", "weight": -2, "check": {"any": ["syrup"]}},
+            ],
+        }
+        for i in range(10)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    recipe = {
+        "model_name_or_path": str(tmp_path / "model"),
+        "data": str(tmp_path / "data.jsonl"),
+        "held_out": 4,
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_target_modules": "all-linear",
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_completion_length": 8,
+        "gradient_checkpointing": False,
+        "learning_rate": 0.01,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+@pytest.mark.parametrize("peft", ["true", "false"])
+def test_train_then_export_gives_the_trained_policy(world, capsys, peft):
+    recipe = str(world / "recipe.yaml")
+    assert main(["train", "--config", recipe, "--use_peft", peft]) == 0
+    printed = capsys.readouterr().out
+    assert "step 2/2" in printed
+    assert "trained" in printed
+    assert printed.rstrip().endswith(str(world / "run"))
+
+    run = open_run(world / "run", finished=True)
+    assert run.settings["learning_rate"] == 0.01
+    assert {"train_fingerprint", "held_out_fingerprint", "model_fingerprint", "versions", "commit"} <= run.meta.keys()
+    results = json.loads((run.folder / "results.json").read_text())
+    assert [a["arm"] for a in results["arms"]] == ["base", "base+rubric", "trained"]
+    assert all(a["n_prompts"] == 4 and a["coverage"] == 1.0 for a in results["arms"])
+    split = json.loads((run.folder / "split.json").read_text())
+    assert len(split["train"]) == 6
+    assert not set(split["train"]) & set(split["held_out"])
+    samples = run.read_lines("samples.jsonl")
+    assert len(samples) == 12
+    assert {v["criterion"] for v in samples[0]["verdicts"]} == {"Advises rest.", "Recommends syrup."}
+    assert [m["step"] for m in run.read_lines("metrics.jsonl") if "loss" in m] == [1, 2]
+
+    assert main(["export", str(run.folder), str(world / "out")]) == 0
+    model = AutoModelForCausalLM.from_pretrained(world / "out", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(world / "out")
+    assert tokenizer.chat_template
+    base = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True)]
+    assert any(moved)
+    # The exported model says what the trained one said in the run's own evaluation.
+    from rgsd.evaluate import generate
+
+    tokenizer.padding_side = "left"
+    trained = [r for r in samples if r["arm"] == "trained"]
+    prompts = [[{"role": "user", "content": r["question"]}] for r in trained]
+    again = generate(model, tokenizer, prompts, max_new_tokens=8)
+    assert [r.text for r in again] == [r["response"] for r in trained]
+    assert main(["export", str(run.folder), str(world / "out")]) == 1
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten_unasked_and_its_config_repeats_it(world, capsys):
+    recipe = str(world / "recipe.yaml")
+    assert main(["train", "--config", recipe]) == 0
+    first = (world / "run" / "results.json").read_text()
+    assert main(["train", "--config", recipe]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    again = ["train", "--config", str(world / "run" / "config.yaml"), "--output_dir", str(world / "second")]
+    assert main(again) == 0
+    second = json.loads((world / "second" / "results.json").read_text())
+    assert second["arms"] == json.loads(first)["arms"]
+
+
+def test_a_killed_run_goes_on(world):
+    recipe = ["train", "--config", str(world / "recipe.yaml"), "--save_strategy", "steps", "--save_steps", "1"]
+    assert main([*recipe, "--max_steps", "1"]) == 0
+    run = open_run(world / "run")
+    run.note(status="running")  # as a kill leaves it
+    assert main([*recipe, "--resume_from_checkpoint", "true"]) == 0
+    assert open_run(world / "run", finished=True).meta["resumed"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--config", "no-such.yaml"], "there is no recipe"),
+        (["--data", "no-such.jsonl"], "no-such.jsonl"),
+        (["--model_name_or_path", "/no/such/model"], "cannot load"),
+        (["--clip", "both"], "clip"),
+        (["--beta", "3"], "beta"),
+        (["--held_out", "0.999"], "held"),
+        (["--held_out_tags", "none-such"], "held_out_tags"),
+        (["--self_written_references", "true"], "enrichment"),
+    ],
+)
+def test_mistakes_end_with_a_reason(world, capsys, flags, match):
+    argv = flags if flags[0] == "--config" else ["--config", str(world / "recipe.yaml"), *flags]
+    try:
+        code = main(["train", *argv])
+    except SystemExit as stopped:  # argparse, for a value out of the choices
+        code = stopped.code
+    assert code in (1, 2)
+    assert match in capsys.readouterr().err
+
+
+def test_an_unknown_field_in_a_recipe_is_named(world):
+    text = (world / "recipe.yaml").read_text() + "learning_rat: 1\n"
+    (world / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="learning_rat"):
+        parse(["--config", str(world / "recipe.yaml")])
+
+
+def test_bad_rows_stop_the_run_or_are_listed(world, capsys):
+    with (world / "data.jsonl").open("a") as file:
+        file.write('\n{"prompt": "x", "rubric": [{"criterion": "", "weight": 1}]}\nnot json\n')
+    recipe = ["train", "--config", str(world / "recipe.yaml")]
+    assert main(recipe) == 1
+    message = capsys.readouterr().err
+    assert "row 11" in message
+    assert "row 12" in message
+    assert main([*recipe, "--skip_bad_rows", "true"]) == 0
+    assert "Skipped 2 bad rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("enrichment", ["mismatched", "none"])
+def test_the_controls_run(world, enrichment):
+    assert main(["train", "--config", str(world / "recipe.yaml"), "--enrichment", enrichment]) == 0
+
+
+def test_self_written_references(world):
+    flags = ["--enrichment", "both", "--self_written_references", "true", "--template", "cover"]
+    assert main(["train", "--config", str(world / "recipe.yaml"), *flags, "--evaluate", "false"]) == 0
+
+
+def test_data_shows_what_a_file_holds(world, capsys):
+    assert main(["data", str(world / "data.jsonl"), "--example", "r3", "--template", "cover", "--show_weights"]) == 0
+    printed = capsys.readouterr().out
+    for expected in (
+        "rgsd",
+        "10 examples",
+        "10 positive, 10 negative",
+        "number 3?",
+        "Cover these points",
+        "[weight=5]",
+    ):
+        assert expected in printed
+    assert main(["data", str(world / "data.jsonl"), "--example", "r99"]) == 1
+
+
+def test_help_and_wrong_calls(capsys):
+    assert main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_recipe_parses(path, monkeypatch):
+    if path.name == "warmstart.yaml":
+        from trl import ModelConfig, SFTConfig
+
+        from rgsd.cli.train import parse_into
+        from rgsd.pipeline import DataConfig
+        from rgsd.warmstart import WarmStartConfig
+
+        parsed = parse_into((SFTConfig, ModelConfig, DataConfig, WarmStartConfig), ["--config", str(path)], "warmstart")
+        assert parsed[1].model_name_or_path
+        return
+    monkeypatch.setattr(sys, "argv", ["rgsd"])
+    recipe = parse(["--config", str(path), "--learning_rate", "0.5"])
+    assert recipe.training.learning_rate == 0.5
+    assert recipe.training.output_dir
