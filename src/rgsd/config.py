@@ -87,6 +87,8 @@ class RGSDConfig(DistillationConfig):
     )
 
     def __post_init__(self) -> None:
+        # transformers grants bf16 on a CPU only to who says that a CPU is meant; where there is nothing else, it is.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
         super().__post_init__()

@@ -114,6 +114,7 @@ def _forget_gguf(model: PreTrainedModel) -> None:
     """Weights read from a GGUF file are whole again: a saved model must not claim to be quantized."""
     loose: Any = model
     loose.hf_quantizer = None
+    loose.is_quantized = False
     if hasattr(loose.config, "quantization_config"):
         del loose.config.quantization_config
 

@@ -3,8 +3,8 @@
 RGSD needs a base policy whose responses change when it sees the rubric (the conditioning gap). A model of 135M
 parameters copies the rubric instead. From examples that have both reference responses and programmatic checks, this
 module makes pairs that teach it: some criteria are shown, and the target is the reference without the sentences that
-meet the others. The prompt alone gets the reference without the recurring ones, so that the warm-started model, the base
-policy of the run that follows, does not do unasked what the rubric would ask for.
+meet the others. The prompt alone gets the reference without the recurring ones, so that the warm-started model, the
+base policy of the run that follows, does not do unasked what the rubric would ask for.
 """
 
 from __future__ import annotations
