@@ -29,7 +29,7 @@ def world(tmp_path, tokenizer):
             "prompt": f"What helps with a cough number {i}?",
             "rubric": [
                 {"criterion": "Advises rest.", "weight": 5, "check": {"any": ["rest"]}},
-                {"criterion": "Recommends syrup.", "weight": -2, "check": {"any": ["syrup"]}},
+                {"criterion": f"Recommends syrup {i}.", "weight": -2, "check": {"any": ["syrup"]}},
             ],
         }
         for i in range(10)
@@ -77,7 +77,7 @@ def test_train_then_export_gives_the_trained_policy(world, capsys, peft):
     assert not set(split["train"]) & set(split["held_out"])
     samples = run.read_lines("samples.jsonl")
     assert len(samples) == 12
-    assert {v["criterion"] for v in samples[0]["verdicts"]} == {"Advises rest.", "Recommends syrup."}
+    assert samples[0]["verdicts"][0]["criterion"] == "Advises rest."
     assert [m["step"] for m in run.read_lines("metrics.jsonl") if "loss" in m] == [1, 2]
 
     assert main(["export", str(run.folder), str(world / "out")]) == 0
@@ -185,6 +185,14 @@ def test_data_shows_what_a_file_holds(world, capsys):
     ):
         assert expected in printed
     assert main(["data", str(world / "data.jsonl"), "--example", "r99"]) == 1
+
+
+def test_a_run_that_cannot_start_leaves_nothing_behind(world, capsys):
+    recipe = ["train", "--config", str(world / "recipe.yaml")]
+    assert main([*recipe, "--max_teacher_length", "5"]) == 1
+    assert "teacher prompts are longer" in capsys.readouterr().err
+    assert not (world / "run").exists()
+    assert main(recipe) == 0
 
 
 def test_help_and_wrong_calls(capsys):

@@ -51,7 +51,7 @@ def generate(
     think_open_tag: str = OPEN_TAG,
 ) -> list[Response]:
     """Greedy responses to conversations, batched by prompt length, in the prompts' order."""
-    ids = [
+    ids: list[Any] = [
         tokenizer.apply_chat_template(
             [dict(m) for m in p], add_generation_prompt=True, return_dict=False, **(chat_template_kwargs or {})
         )

@@ -103,15 +103,48 @@ def train(recipe: Recipe) -> Run:
     Raises:
         RGSDError: whatever keeps the run from starting, before anything is trained.
     """
-    from rgsd.trainer import RGSDTrainer
-
     started = time.time()
     args, data = recipe.training, recipe.data
     train_set, held_out = load_split(data, recipe.evaluation)
     settings = args.prompt_settings()
     run = _open(recipe)
     main = args.process_index == 0
+    try:
+        trainer = _trainer(recipe, run, train_set, held_out)
+    except Exception:
+        if main:
+            run.discard()
+        raise
+    tokenizer = trainer.processing_class
 
+    measured = recipe.evaluation.evaluate and _checkable(held_out)
+    arms: dict[str, list[dict[str, Any]]] = {}
+    if measured and main:
+        say(f"Before training, on {len(held_out)} held-out prompts")
+        with trainer.teacher.active():
+            arms["base"] = _arm("base", trainer.model, tokenizer, held_out, recipe, run)
+            arms["base+rubric"] = _arm("base+rubric", trainer.model, tokenizer, held_out, recipe, run, settings)
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
+    say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} rollouts")
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=(resume.lower() == "true" or resume) if isinstance(resume, str) else resume)
+    if not main:
+        return run
+    trained = _save(trainer, tokenizer, run)
+    if measured:
+        say("After training")
+        arms["trained"] = _arm("trained", trained, tokenizer, held_out, recipe, run)
+        run.write(RESULTS, results(arms, run, args.seed))
+    run.note(status="finished", seconds=round(time.time() - started, 1))
+    return run
+
+
+def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: Sequence[Example]) -> Any:
+    """The trainer with its model and data, every check passed; the run's split and fingerprints noted."""
+    from rgsd.trainer import RGSDTrainer
+
+    args, main = recipe.training, recipe.training.process_index == 0
+    settings = args.prompt_settings()
     say(f"Model: {recipe.model.model_name_or_path}")
     tokenizer = models.load_tokenizer(
         str(recipe.model.model_name_or_path), recipe.model.model_revision, args.trust_remote_code
@@ -141,27 +174,7 @@ def train(recipe: Recipe) -> Run:
         callbacks=[_Log(run)] if main else [],
     )
     _plain_progress(trainer)
-
-    measured = recipe.evaluation.evaluate and _checkable(held_out)
-    arms: dict[str, list[dict[str, Any]]] = {}
-    if measured and main:
-        say(f"Before training, on {len(held_out)} held-out prompts")
-        with trainer.teacher.active():
-            arms["base"] = _arm("base", trainer.model, tokenizer, held_out, recipe, run)
-            arms["base+rubric"] = _arm("base+rubric", trainer.model, tokenizer, held_out, recipe, run, settings)
-    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
-    say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} rollouts")
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=(resume.lower() == "true" or resume) if isinstance(resume, str) else resume)
-    if not main:
-        return run
-    trained = _save(trainer, tokenizer, run)
-    if measured:
-        say("After training")
-        arms["trained"] = _arm("trained", trained, tokenizer, held_out, recipe, run)
-        run.write(RESULTS, results(arms, run, args.seed))
-    run.note(status="finished", seconds=round(time.time() - started, 1))
-    return run
+    return trainer
 
 
 def load_split(data: DataConfig, evaluation: EvalConfig) -> tuple[list[Example], list[Example]]:
@@ -252,6 +265,9 @@ def _arm(
     settings: PromptSettings | None = None,
 ) -> list[dict[str, Any]]:
     """Generate, judge and store one arm; with settings, the model is shown what the teacher is shown."""
+    kept = [row for row in run.read_lines(SAMPLES) if row["arm"] == arm]
+    if len(kept) == len(examples):  # a resumed run: this arm was measured before the stop
+        return kept
     if settings is None or settings.enrichment == "none":
         prompts = [student_messages(e) for e in examples]
     elif settings.enrichment == "mismatched":

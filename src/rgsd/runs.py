@@ -49,6 +49,11 @@ class Run:
         self.meta |= facts
         _write(self.folder / RECORD, json.dumps(self.meta, indent=2, default=str) + "\n")
 
+    def discard(self) -> None:
+        """Remove the folder of a run that never got as far as a response or a step."""
+        if not any((self.folder / name).exists() for name in (METRICS, SAMPLES)) and not self.meta.get("resumed"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to one of the .jsonl files."""
         with (self.folder / name).open("a", encoding="utf-8") as file:
