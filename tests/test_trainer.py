@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_model
 from datasets import Dataset
 from peft import LoraConfig
+from trl import DistillationTrainer
 
 from rgsd.config import RGSDConfig
 from rgsd.divergence import DivergenceSpec, divergence
@@ -174,6 +175,28 @@ def test_merged_rollouts_leave_the_base_weights_bit_for_bit(tmp_path, tokenizer,
     trainer.train()
     for name, value in frozen.items():
         assert torch.equal(dict(trainer.model.named_parameters())[name], value), name
+
+
+def test_an_engine_that_merges_by_itself_leaves_them_too_and_may_return_nothing(
+    tmp_path, tokenizer, examples, monkeypatch
+):
+    def engine(self, prompt_ids, *_):  # as TRL's weight sync to vLLM does; one response is empty
+        self.model.merge_adapter()
+        self.model.unmerge_adapter()
+        return [[50, 51, 52] if k else [] for k in range(len(prompt_ids))]
+
+    monkeypatch.setattr(DistillationTrainer, "_generate_single_turn", engine)
+    trainer = RGSDTrainer(
+        tiny_model(tokenizer).to(torch.bfloat16),
+        args=config(tmp_path, learning_rate=0.05, max_steps=3, merge_lora_for_rollouts=False),
+        train_dataset=examples,
+        processing_class=tokenizer,
+        peft_config=copy.deepcopy(LORA),
+    )
+    frozen = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    trainer.train()
+    assert all(torch.equal(dict(trainer.model.named_parameters())[n], v) for n, v in frozen.items())
+    assert trainer.state.log_history[0]["response_length"] == pytest.approx((1 + 3 * 3) / 4)
 
 
 def test_merged_and_unmerged_rollouts_agree(tmp_path, tokenizer, examples):
