@@ -165,6 +165,8 @@ def test_bad_rows_stop_the_run_or_are_listed(world, capsys):
 @pytest.mark.parametrize("enrichment", ["mismatched", "none"])
 def test_the_controls_run(world, enrichment):
     assert main(["train", "--config", str(world / "recipe.yaml"), "--enrichment", enrichment]) == 0
+    results = json.loads((world / "run" / "results.json").read_text())
+    assert [a["arm"] for a in results["arms"]] == ["base", f"base+{enrichment}", "trained"]
 
 
 def test_self_written_references(world):

@@ -123,7 +123,8 @@ def train(recipe: Recipe) -> Run:
         say(f"Before training, on {len(held_out)} held-out prompts")
         with trainer.teacher.active():
             arms["base"] = _arm("base", trainer.model, tokenizer, held_out, recipe, run)
-            arms["base+rubric"] = _arm("base+rubric", trainer.model, tokenizer, held_out, recipe, run, settings)
+            shown = f"base+{settings.enrichment}"
+            arms[shown] = _arm(shown, trainer.model, tokenizer, held_out, recipe, run, settings)
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
     say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} rollouts")
     resume = args.resume_from_checkpoint
