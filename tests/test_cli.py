@@ -143,6 +143,22 @@ def test_mistakes_end_with_a_reason(world, capsys, flags, match):
     assert match in capsys.readouterr().err
 
 
+def test_going_on_without_a_checkpoint_is_refused(world, capsys):
+    recipe = ["train", "--config", str(world / "recipe.yaml")]
+    assert main(recipe) == 0
+    assert main([*recipe, "--resume_from_checkpoint", "true"]) == 1
+    assert "no checkpoint to go on from" in capsys.readouterr().err
+
+
+def test_the_readmes_recipe_for_own_data_trains_on_it(world, capsys):
+    """recipes/paper.yaml as README.md gives it, on a model and a step size that a unit test can afford."""
+    recipe = Path(__file__).parent.parent / "recipes" / "paper.yaml"
+    flags = f"--model_name_or_path {world / 'model'} --data {world / 'data.jsonl'} --output_dir {world / 'own'}"
+    small = "--max_steps 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_completion_length 16"
+    assert main(["train", "--config", str(recipe), *flags.split(), *small.split(), "--dtype", "float32"]) == 0
+    assert "step 2/2" in capsys.readouterr().out
+
+
 def test_an_unknown_field_in_a_recipe_is_named(world):
     text = (world / "recipe.yaml").read_text() + "learning_rat: 1\n"
     (world / "recipe.yaml").write_text(text)

@@ -75,9 +75,10 @@ def first_gradient(trainer):
     return seen
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("peft", [None, LORA])
 @pytest.mark.parametrize("split", [(4, 2), (1, 8)])
-def test_no_split_into_micro_batches_changes_the_gradient(tmp_path, tokenizer, examples, split, peft):
+def test_no_split_into_micro_batches_changes_the_gradient(tmp_path, tokenizer, examples, split, peft, checkpointing):
     kwargs = {"shuffle_dataset": False, "max_steps": 1, "peft_config": peft, "teacher_kind": "live"}
     whole = first_gradient(
         scripted(tmp_path, tokenizer, examples, per_device_train_batch_size=8, gradient_accumulation_steps=1, **kwargs)
@@ -89,6 +90,7 @@ def test_no_split_into_micro_batches_changes_the_gradient(tmp_path, tokenizer, e
             examples,
             per_device_train_batch_size=split[0],
             gradient_accumulation_steps=split[1],
+            gradient_checkpointing=checkpointing,
             **kwargs,
         )
     )
@@ -117,6 +119,28 @@ def test_the_loss_is_the_formula_over_the_response_tokens(tmp_path, tokenizer, e
     assert trainer.state.log_history[0]["loss"] == pytest.approx(total / count, rel=1e-4)
     assert trainer.state.log_history[0]["divergence"] == pytest.approx(total / count, rel=1e-4)
     assert total > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("peft", [None, LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"])])
+def test_a_trained_head_is_the_bases_in_the_teacher(tmp_path, tokenizer, examples, tied, peft):
+    if tied and peft is not None:
+        peft = LORA
+    base = tiny_model(tokenizer, tied=tied)
+    before = copy.deepcopy(base).eval()
+    trainer = scripted(tmp_path, tokenizer, examples, model=base, peft_config=peft, learning_rate=0.05, max_steps=2)
+    trainer.train()
+    rollouts = trainer._rollouts(list(trainer.train_dataset)[:1])
+    trainer._run_teacher(rollouts, 1)
+    (r,) = rollouts
+    with torch.no_grad():
+        logits = before(input_ids=torch.tensor([r.teacher_prompt + r.response])).logits[
+            0, len(r.teacher_prompt) - 1 : -1
+        ]
+    torch.testing.assert_close(trainer._teacher_head.logits(r.teacher_hidden_NH), logits, atol=1e-5, rtol=1e-4)
+    if not tied:
+        head = trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings().weight
+        assert not torch.equal(head, before.lm_head.weight)  # the student's was trained
 
 
 def test_no_enrichment_gives_no_loss(tmp_path, tokenizer, examples):

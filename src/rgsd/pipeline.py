@@ -17,7 +17,7 @@ from trl import ModelConfig, get_peft_config
 from rgsd import datasets as rubric_data
 from rgsd import evaluate, models
 from rgsd.config import RGSDConfig
-from rgsd.errors import ConfigError
+from rgsd.errors import ConfigError, RunError
 from rgsd.judges import ChecksJudge
 from rgsd.progress import say
 from rgsd.prompts import PromptSettings, reference_request, student_messages, teacher_messages, training_rows
@@ -211,6 +211,12 @@ def load_split(data: DataConfig, evaluation: EvalConfig) -> tuple[list[Example],
 def _open(recipe: Recipe) -> Run:
     args = recipe.training
     resume = bool(args.resume_from_checkpoint)
+    wanted = str(args.resume_from_checkpoint)
+    if resume and wanted.lower() == "true" and not any(Path(str(args.output_dir)).glob("checkpoint-*")):
+        raise RunError(
+            f"{args.output_dir} has no checkpoint to go on from: the recipe saves them with save_strategy 'steps' and "
+            "save_steps. Start anew with --overwrite"
+        )
     if args.process_index != 0:
         return Run(Path(str(args.output_dir)), {}, recipe.settings())
     return create_run(str(args.output_dir), recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)

@@ -126,7 +126,6 @@ class RGSDTrainer(DistillationTrainer):
         self._base_weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor | float] = {}
         self._seconds: dict[str, float] = {}
-        self.samples: list[dict[str, str]] = []
         self.add_callback(_StepEnd(self))
 
     # --- Checks before anything runs ----------------------------------------------------------------------------
@@ -261,15 +260,20 @@ class RGSDTrainer(DistillationTrainer):
         if not (isinstance(student, PeftModel) and self._mergeable(student)):
             yield
             return
-        layers = {n: m.get_base_layer().weight for n, m in student.named_modules() if isinstance(m, BaseTunerLayer)}
+        touched = {
+            f"{name}.{own}": parameter
+            for name, module in student.named_modules()
+            if isinstance(module, BaseTunerLayer)
+            for own, parameter in module.get_base_layer().named_parameters(recurse=False)
+        }
         if not self._base_weights:
-            self._base_weights = {n: w.detach().to("cpu", copy=True) for n, w in layers.items()}
+            self._base_weights = {n: p.detach().to("cpu", copy=True) for n, p in touched.items()}
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, weight in layers.items():
-                    weight.copy_(self._base_weights[name])
+                for name, parameter in touched.items():
+                    parameter.copy_(self._base_weights[name])
 
     def _mergeable(self, student: nn.Module) -> bool:
         quantized = getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False)
@@ -392,16 +396,14 @@ class RGSDTrainer(DistillationTrainer):
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _note_rollouts(self, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> None:
-        texts = self._tokenizer.batch_decode([r.response for r in rollouts], skip_special_tokens=True)
+        # The reasoning is not part of what a reader sees.
+        answers = [[t for t, keep in zip(r.response, r.in_loss, strict=True) if keep] for r in rollouts]
+        texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
         leaks = 0
         for row, text in zip(rows, texts, strict=True):
             prompt = row["prompt"]
             question = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
             leaks += mentions_rubric(text, question)
-        self.samples = [
-            {"example_id": str(row.get("example_id", "")), "response": text}
-            for row, text in zip(rows, texts, strict=True)
-        ]
         tokens = sum(len(r.response) for r in rollouts)
         self._add(
             rows=len(rollouts),
