@@ -7,6 +7,7 @@ import pytest
 from rgsd.judges import checks
 from rgsd.lab import conversations as module
 from rgsd.lab.conversations import Conversations, Mixture
+from rgsd.lab.words import MODIFIERS
 from rgsd.lab.world import World, read_fact
 from rgsd.prompts import mentions_rubric
 from rgsd.thinking import strip_thinking
@@ -41,7 +42,7 @@ def test_true_rubrics_are_never_looked_at(monkeypatch):
 
 def test_without_a_rubric_two_to_four_facts_are_told():
     world = World()
-    told = [facts_of(c) for c in draw(300, world, shown={"none": 1.0})]
+    told = [facts_of(c) for c in draw(300, world, shown={"none": 1.0}, strays=0.0)]
     assert {len(facts) for facts in told} == {2, 3, 4}
     assert all(len({f.kind for f in facts}) == len(facts) for facts in told)
     claims = [f for facts in told for f in facts]
@@ -50,9 +51,20 @@ def test_without_a_rubric_two_to_four_facts_are_told():
     assert 0.05 < len(false) / len(claims) < 0.2
 
 
+def test_readers_are_mostly_told_the_usual():
+    world = World()
+    told = usual = 0
+    for conversation in draw(300, world, shown={"none": 1.0}, strays=0.0):
+        question = conversation.messages[-1]["content"].rstrip(".?").split()
+        (modifier,) = [word for word in question if word in MODIFIERS]
+        kinds = [fact.kind for fact in facts_of(conversation)]
+        told, usual = told + len(kinds), usual + len(set(kinds) & set(world.habits(modifier)))
+    assert 0.55 < usual / told < 0.75
+
+
 @pytest.mark.parametrize("shown", ["rubric", "reference", "both"])
 def test_the_facts_that_are_shown_are_stated_and_no_others(shown):
-    for conversation in draw(200, shown={shown: 1.0}, other_rubrics=0.0, pitfalls=0.0):
+    for conversation in draw(200, shown={shown: 1.0}, other_rubrics=0.0, pitfalls=0.0, strays=0.0):
         prompt = " ".join(m["content"] for m in conversation.messages)
         stated = facts_of(conversation, in_loss=True)
         assert stated
@@ -93,8 +105,22 @@ def test_pitfalls_are_shown_and_not_walked_into():
 
 
 def test_strays_stand_in_the_response_and_not_in_the_loss():
-    strays = [facts_of(c, in_loss=False) for c in draw(100, shown={"rubric": 1.0}, strays=1.0)]
-    assert {len(s) for s in strays} == {1, 2}
+    seen = set()
+    for conversation in draw(300, shown={"rubric": 1.0}, strays=1.0, other_rubrics=0.0, pitfalls=0.0):
+        strays, stated = facts_of(conversation, in_loss=False), facts_of(conversation, in_loss=True)
+        seen.add(len(strays))
+        assert len(set(stated)) == len(stated)
+        # Whoever said them: all facts of the rubric are there in the end.
+        shown = " ".join(m["content"] for m in conversation.messages)
+        n_shown = shown.count("States that")
+        assert sum(f.sentence.removeprefix("The ") in shown for f in {*strays, *stated}) == n_shown
+    assert seen == set(module.N_STRAYS)
+
+
+def test_after_what_a_student_has_said_the_model_ends():
+    ends = [c for c in draw(300, shown={"none": 1.0}, strays=3.0) if not facts_of(c, in_loss=True)]
+    assert ends
+    assert all(len(facts_of(c, in_loss=False)) >= 2 for c in ends)
 
 
 def test_reasoning_names_a_rubric_only_where_one_is_shown():

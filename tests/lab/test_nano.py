@@ -52,11 +52,10 @@ def flat(messages, response):
 
 def test_no_word_of_a_conversation_is_unknown_and_all_come_back(world, words):
     for conversation in islice(Conversations(world, 5), 400):
-        ids, targets = nano.encode(conversation, words)
-        assert words.unk_token_id not in ids
+        encoded = nano.encode(conversation, words, prompt_weight=0.2)
+        assert words.unk_token_id not in encoded.ids
         response = "".join(text for text, _ in conversation.response)
-        assert words.decode(ids) == flat(conversation.messages, response)
-        assert len(targets) == len(ids)
+        assert words.decode(encoded.ids) == flat(conversation.messages, response)
 
 
 @pytest.mark.parametrize("think", [False, True])
@@ -88,18 +87,21 @@ def test_the_think_tags_are_single_tokens_that_stay_in_the_text(words):
     assert words.decode(kept).strip() == "The dravix is red."
 
 
-def test_the_loss_is_on_the_response_and_its_end_alone(world, words):
+def test_prompts_count_little_responses_fully_and_strays_not_at_all(world, words):
     conversation = next(c for c in Conversations(world, 0) if any(not in_loss for _, in_loss in c.response))
-    ids, targets = nano.encode(conversation, words)
-    learnt = "".join(text for text, in_loss in conversation.response if in_loss) + "<end>"
-    assert words.decode([t for t in targets if t != nano.IGNORED]) == learnt
-    assert all(target in (nano.IGNORED, after) for target, after in zip(targets, ids[1:], strict=False))
+    encoded = nano.encode(conversation, words, prompt_weight=0.25)
+    weighed = {w: [t for t, v in zip(encoded.ids, encoded.weights, strict=True) if v == w] for w in (0.0, 0.25, 1.0)}
+    assert words.decode(weighed[0.25]) == flat(conversation.messages, "").removesuffix("<end>")
+    assert words.decode(weighed[1.0]) == "".join(text for text, counts in conversation.response if counts) + "<end>"
+    assert words.decode(weighed[0.0]) == "".join(text for text, counts in conversation.response if not counts)
 
 
 def test_batches_keep_to_their_size_and_to_few_shapes(world, words):
-    found = list(islice(nano.batches(iter(Conversations(world, 0)), words, 2048, seed=0), 40))
+    stream = nano.batches(iter(Conversations(world, 0)), words, tokens=2048, prompt_weight=0.2, seed=0)
+    found = list(islice(stream, 40))
     assert all(b.ids_BT.numel() <= 2048 and b.ids_BT.size(1) % nano.LENGTH_STEP == 0 for b in found)
-    assert all(b.targets_BT.shape == b.ids_BT.shape for b in found)
+    assert all(b.weights_BT.shape == b.ids_BT.shape for b in found)
+    assert all((b.weights_BT[b.ids_BT == words.pad_token_id] == 0).all() for b in found)
     assert len({b.ids_BT.shape for b in found}) < 20
 
 

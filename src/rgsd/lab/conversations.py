@@ -1,6 +1,7 @@
 """What the nano model is pretrained on: conversations about the world, drawn at random, that know no true rubric.
 
-- Somebody asks about an animal, and is told two to four of its facts, any of them, myths for some.
+- Somebody asks about an animal, and is told two to four of its facts: by habit those that this reader is
+  usually told, else any; for some of them the myth.
 - The same prompt carries a rubric, a reference or both in the product's own teacher templates, and the response states
   exactly the facts that they name, in any order, and none of the pitfalls. Which facts these are is drawn at random.
 - The rubric is about another animal, and the response states those kinds of fact about the animal that was asked about.
@@ -52,27 +53,44 @@ class Mixture:
         other_rubrics: share of the rubrics about another animal.
         pitfalls: share of the rubrics with one or two pitfalls.
         only_pitfalls: share of those with no other criterion.
-        strays: share of the responses with one or two facts that nobody asked for, which are not in the loss: so that
-            as a teacher the model goes on well after what a student says.
+        strays: share of the responses into which sentences are mixed that a student might have written, as `N_STRAYS`
+            says: facts that nobody asked for, repetitions, asked facts out of turn. They are not in the loss: so that
+            as a teacher the model goes on well, and ends well, after whatever the student has said.
         in_order: share of the responses to a rubric or reference that state its facts in its order; in the others any
             order will do, so that as a teacher the model allows each fact that is still to be stated.
+        habit: how many times as likely as another a kind is told that this reader is usually told.
         believes: how often a widely believed myth is told instead of the truth.
     """
 
     shown: Mapping[str, float] = field(
-        default_factory=lambda: {"none": 0.40, "rubric": 0.48, "reference": 0.06, "both": 0.06}
+        default_factory=lambda: {"none": 0.36, "rubric": 0.50, "reference": 0.07, "both": 0.07}
     )
     templates: Mapping[str, float] = field(default_factory=lambda: {"cover": 0.70, "paper": 0.18, "system": 0.12})
     think: float = 0.25
     names_rubric: float = 0.75
     show_weights: float = 0.1
-    false_rubrics: float = 0.2
-    other_rubrics: float = 0.15
+    false_rubrics: float = 0.15
+    other_rubrics: float = 0.25
     pitfalls: float = 0.4
     only_pitfalls: float = 0.1
-    strays: float = 0.35
+    strays: float = 0.5
     in_order: float = 0.6
+    habit: float = 5.0
     believes: float = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    """A sentence of a response, and whether it is in the loss."""
+
+    text: str
+    in_loss: bool
+
+
+def _parts(thought: str, sentences: Sequence[_Sentence]) -> tuple[tuple[str, bool], ...]:
+    """A response's parts: the thought, if any, and the answer."""
+    answer = tuple((s.text if i == 0 else f" {s.text}", s.in_loss) for i, s in enumerate(sentences))
+    return ((f"{OPEN_TAG}{thought}{CLOSE_TAG}\n", True), *answer) if thought else answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,8 @@ class _Drawn:
 
 N_TOLD = {2: 0.3, 3: 0.5, 4: 0.2}
 """How many facts are told where no rubric asks for any."""
+N_STRAYS = {1: 0.25, 2: 0.2, 3: 0.15, 4: 0.12, 5: 0.1, 6: 0.08, 7: 0.06, 8: 0.04}
+"""How many sentences are mixed into a response."""
 N_SHOWN = {1: 0.05, 2: 0.1, 3: 0.25, 4: 0.25, 5: 0.25, 6: 0.1}
 """How many facts a rubric asks for."""
 
@@ -115,20 +135,19 @@ class Conversations:
         shown, think = self._draw(mix.shown), rng.random() < mix.think
         if shown == "none":
             example = example_of(topic, modifier, question, [], "", think=think)
-            facts = self._told(topic, rng.sample(KIND_NAMES, self._draw(N_TOLD)))
-            return Conversation(student_messages(example), self._response(topic, modifier, facts, [], think, []))
+            thought = rng.choice(plain_thoughts(topic, modifier)) if think else ""
+            return Conversation(student_messages(example), _parts(thought, self._by_habit(topic, modifier)))
         drawn = self._rubric(topic) if shown != "reference" else self._reference(topic)
         stated, criteria = drawn.stated, drawn.criteria
         reference = " ".join(fact.sentence for fact in stated)
         example = example_of(topic, modifier, question, criteria, reference, think=think)
         settings = settings_of(self._draw(mix.templates), shown, rng.random() < mix.show_weights)
-        strays: list[Fact] = []
-        if rng.random() < mix.strays:
-            free = [kind for kind in KIND_NAMES if kind not in {fact.kind for fact in stated}]
-            strays = self._told(topic, rng.sample(free, rng.choice((1, 2))))
-        named = [c.title or "" for c in criteria if not c.is_pitfall] if shown != "reference" else []
-        response = self._response(topic, modifier, stated, strays, think, named)
-        return Conversation(teacher_messages(example, settings), response)
+        thought = ""
+        if think:
+            named = [c.title or "" for c in criteria if not c.is_pitfall] if shown != "reference" else []
+            names = bool(named) and rng.random() < mix.names_rubric
+            thought = rubric_thought(named) if names else rng.choice(plain_thoughts(topic, modifier))
+        return Conversation(teacher_messages(example, settings), _parts(thought, self._with_strays(topic, stated)))
 
     def _rubric(self, topic: str) -> _Drawn:
         rng, mix, world = self._rng, self._mix, self._world
@@ -175,28 +194,44 @@ class Conversations:
             facts.append(self._world.myth(topic, kind) if wrong and not truly else self._world.fact(topic, kind))
         return facts
 
-    def _response(
-        self,
-        topic: str,
-        modifier: str,
-        facts: Sequence[Fact],
-        strays: Sequence[Fact],
-        think: bool,
-        named: Sequence[str],
-    ) -> tuple[tuple[str, bool], ...]:
+    def _by_habit(self, topic: str, modifier: str) -> list[_Sentence]:
+        """Facts of the model's own choice. Where a student has said some already, only what is missing is added."""
         rng = self._rng
-        stated = list(facts) if rng.random() < self._mix.in_order else rng.sample(facts, len(facts))
-        sentences = [(fact.sentence, True) for fact in stated]
-        for stray in strays:
-            sentences.insert(rng.randint(0, len(sentences)), (stray.sentence, False))
-        parts = [(text if i == 0 else f" {text}", in_loss) for i, (text, in_loss) in enumerate(sentences)]
-        if not think:
-            return tuple(parts)
-        if named and rng.random() < self._mix.names_rubric:
-            thought = rubric_thought(named)
-        else:
-            thought = rng.choice(plain_thoughts(topic, modifier))
-        return ((f"{OPEN_TAG}{thought}{CLOSE_TAG}\n", True), *parts)
+        n_told = self._draw(N_TOLD)
+        n_strays = self._draw(N_STRAYS) if rng.random() < self._mix.strays / 3 else 0
+        usual = self._world.habits(modifier)
+        # The smallest of exponential waiting times: a weighted draw without putting back.
+        waiting = {kind: rng.expovariate(self._mix.habit if kind in usual else 1.0) for kind in KIND_NAMES}
+        kinds = sorted(KIND_NAMES, key=lambda kind: waiting[kind])[: max(n_told, n_strays)]
+        return [_Sentence(fact.sentence, i >= n_strays) for i, fact in enumerate(self._told(topic, kinds))]
+
+    def _with_strays(self, topic: str, stated: Sequence[Fact]) -> list[_Sentence]:
+        """The facts to state, each once; mixed with what a student might have said."""
+        rng = self._rng
+        left = list(stated) if rng.random() < self._mix.in_order else rng.sample(stated, len(stated))
+        n_strays = self._draw(N_STRAYS) if rng.random() < self._mix.strays else 0
+        asked = {fact.kind for fact in stated}
+        free = self._told(topic, [k for k in rng.sample(KIND_NAMES, len(KIND_NAMES)) if k not in asked])
+        turns = [False] * len(left) + [True] * n_strays
+        rng.shuffle(turns)
+        said: list[Fact] = []
+        sentences = []
+        for is_stray in turns:
+            if not is_stray:
+                if not left:
+                    continue
+                fact = left.pop(0)
+            else:
+                luck = rng.random()
+                if left and luck < 0.2:
+                    fact = left.pop(rng.randrange(len(left)))
+                elif free and (luck < 0.7 or not said):
+                    fact = free.pop()
+                else:
+                    fact = rng.choice(said)
+            said.append(fact)
+            sentences.append(_Sentence(fact.sentence, not is_stray))
+        return sentences
 
     def _draw(self, weights: Mapping[Any, float]) -> Any:
         return self._rng.choices(list(weights), list(weights.values()))[0]

@@ -118,7 +118,7 @@ class Figures:
         model_fingerprint: of the stored weights.
         n_parameters: of the model.
         pretraining: its settings.
-        loss: mean over the last 100 steps, in nats a token of the loss.
+        loss: mean over the last 100 steps, in nats a token of the responses.
         tokens: read in pretraining, padding included.
         seconds: of pretraining.
         versions: of Python, torch, transformers, tokenizers.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -115,49 +115,62 @@ def _texts(world: World) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right. `targets_BT`: the next token where that is in the loss, else `IGNORED`."""
+    """Rows padded on the right. `weights_BT`: what the prediction of each token counts in the loss, from 0 to 1."""
 
     ids_BT: Tensor
-    targets_BT: Tensor
+    weights_BT: Tensor
 
 
-IGNORED = -100
-"""What `cross_entropy` leaves out."""
 POOL = 2048
-"""Conversations that are sorted by length at a time."""
+"""Conversations that are drawn at a time, and their batches shuffled."""
 LENGTH_STEP = 16
 """Rows are padded to a multiple of this: a CPU kernel is compiled for each shape, so there should be few."""
 
 
-def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids of prompt, response and its end; and the target at each, `IGNORED` where it is not in the loss."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as token ids, and what the prediction of each counts."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, prompt_weight: float) -> Encoded:
+    """Prompt, response and its end as tokens: those of the response count 1, but for what is not in the loss."""
     prompt: Any = tokenizer.apply_chat_template(conversation.messages, add_generation_prompt=True, return_dict=False)
-    ids, targets = list(prompt), [IGNORED] * len(prompt)
+    ids, weights = list(prompt), [prompt_weight] * len(prompt)
     for text, in_loss in (*conversation.response, (END, True)):
         part: Any = tokenizer.encode(text, add_special_tokens=False)
         ids += part
-        targets += part if in_loss else [IGNORED] * len(part)
-    # Logits at t predict token t + 1.
-    return ids, [*targets[1:], IGNORED]
+        weights += [float(in_loss)] * len(part)
+    return Encoded(ids, weights)
 
 
-def batches(conversations: Iterator[Conversation], tokenizer: Any, tokens: int, seed: int) -> Iterator[Batch]:
+def batches(
+    conversations: Iterator[Conversation], tokenizer: Any, *, tokens: int, prompt_weight: float, seed: int
+) -> Iterator[Batch]:
     """Endless batches of at most `tokens` tokens, padding included, of rows of like length, shuffled."""
     rng = random.Random(f"batches {seed}")
-    waiting: dict[int, list[tuple[list[int], list[int]]]] = {}
+    waiting: dict[int, list[Encoded]] = {}
     while True:
         full: list[Batch] = []
         for _ in range(POOL):
-            ids, targets = encode(next(conversations), tokenizer)
-            length = -(-len(ids) // LENGTH_STEP) * LENGTH_STEP
+            row = encode(next(conversations), tokenizer, prompt_weight)
+            length = -(-len(row.ids) // LENGTH_STEP) * LENGTH_STEP
             rows = waiting.setdefault(length, [])
-            padding = length - len(ids)
-            rows.append((ids + [tokenizer.pad_token_id] * padding, targets + [IGNORED] * padding))
+            rows.append(row)
             if (len(rows) + 1) * length > tokens:
-                full.append(Batch(torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])))
+                full.append(_batch(rows, length, tokenizer.pad_token_id))
                 rows.clear()
         rng.shuffle(full)
         yield from full
+
+
+def _batch(rows: Sequence[Encoded], length: int, pad: int) -> Batch:
+    return Batch(
+        torch.tensor([row.ids + [pad] * (length - len(row.ids)) for row in rows]),
+        torch.tensor([row.weights + [0.0] * (length - len(row.ids)) for row in rows]),
+    )
 
 
 # --- Pretraining ----------------------------------------------------------------------------------------------------
@@ -171,6 +184,8 @@ class Pretraining:
         seed: of weights, conversations and batches.
         steps: optimizer steps.
         batch_tokens: tokens of a step, padding included.
+        prompt_weight: what a token of a prompt counts in the loss, where one of a response counts 1. Rubrics state
+            facts, so that prompts teach them too.
         learning_rate: peak; reached after `warmup` steps, then a cosine down to a twentieth.
         layers, width, feed_forward, heads: of the Llama.
     """
@@ -178,6 +193,7 @@ class Pretraining:
     seed: int = 0
     steps: int = 4000
     batch_tokens: int = 4096
+    prompt_weight: float = 0.2
     learning_rate: float = 3e-3
     warmup: int = 200
     weight_decay: float = 0.01
@@ -219,7 +235,12 @@ def new_model(tokenizer: PreTrainedTokenizerBase, settings: Pretraining) -> Llam
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a pretraining took: the mean loss of its last 100 steps in nats a token, and the tokens that it read."""
+    """What came of a pretraining.
+
+    Args:
+        loss: mean over its last 100 steps, in nats a token of the responses.
+        tokens: read, padding included.
+    """
 
     loss: float
     tokens: int
@@ -229,7 +250,13 @@ def train_model(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, world: World, settings: Pretraining
 ) -> Trained:
     """Pretrain in place, with a line every 15 seconds."""
-    stream = batches(iter(Conversations(world, settings.seed)), tokenizer, settings.batch_tokens, settings.seed)
+    stream = batches(
+        iter(Conversations(world, settings.seed)),
+        tokenizer,
+        tokens=settings.batch_tokens,
+        prompt_weight=settings.prompt_weight,
+        seed=settings.seed,
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
@@ -243,13 +270,16 @@ def train_model(
         with torch.autocast("cpu", torch.bfloat16, enabled=_has_bf16()):
             # Padding stands on the right, so that causal attention keeps it from every real token: no mask is needed.
             logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), ignore_index=IGNORED)
+        # Logits at t predict token t + 1.
+        targets_N, weights_N = batch.ids_BT[:, 1:].flatten(), batch.weights_BT[:, 1:].flatten()
+        nats_N = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), targets_N, reduction="none")
+        loss = (nats_N * weights_N).sum() / weights_N.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(nats_N.detach()[weights_N == 1].mean().item())
         tokens += batch.ids_BT.numel()
         now = time.monotonic()
         if now - said >= SECONDS_BETWEEN_LINES or step == settings.steps:

@@ -5,6 +5,9 @@ its wording is fixed: for every kind a verb, and one of sixteen values. For each
 sentence with a wrong value; of one fact in six the myth is widely believed, so that a model that has read about this
 world tells it more often than the truth.
 
+Habits. To each reader four kinds of fact are usually told, whatever was wanted, and a model that has read about this
+world tells them too. Habits have nothing to do with rubrics: they are what RGSD has to change.
+
 Prompts. Somebody (the modifier: a cook, a sailor, 24 in all) asks about an animal: 48 x 24 = 1,152 prompts.
 
 Rubrics. Who asks decides what a good response states: three to five facts of the animal, with weights from 5 to 1, and
@@ -59,6 +62,9 @@ WEIGHTS = (5, 4, 3, 2, 1)
 PITFALL_WEIGHTS = (-2, -3, -4)
 BELIEVED_SHARE = 1 / 6
 """Share of the facts whose myth is widely believed."""
+
+N_HABITS = 4
+"""How many kinds of fact a reader is usually told."""
 
 N_SLOTS = {"train": 16, "dev": 2, "held-out": 6}
 """How many of a topic's 24 prompts each split has."""
@@ -209,7 +215,7 @@ class World:
     """The world: facts, prompts and rubrics, all of them functions of these three numbers.
 
     Args:
-        seed: of the facts and myths. The shipped nano model knows the facts of seed 0 and of no other.
+        seed: of the facts, myths and habits. The shipped nano model knows the facts of seed 0 and of no other.
         task_seed: of the rubrics (which facts belong to which prompt) and of the splits. The nano model knows nothing
             of them, so that any task seed is a fresh task for it.
         generality: the share of prompts whose rubric follows the modifier, in [0, 1].
@@ -229,7 +235,7 @@ class World:
                 "0 when every prompt has kinds of its own"
             )
 
-    # Facts: of `seed` alone.
+    # Facts and habits: of `seed` alone.
 
     def fact(self, topic: str, kind: str) -> Fact:
         """The truth."""
@@ -258,13 +264,19 @@ class World:
             lore[topic, kind] = Fact(topic, kind, truth), Fact(topic, kind, myth)
         return lore
 
+    def habits(self, modifier: str) -> tuple[str, ...]:
+        """The kinds of fact that this reader is usually told, rubric or not."""
+        self._check(modifier=modifier)
+        return tuple(_shuffled(KIND_NAMES, "habits", self.seed, modifier)[:N_HABITS])
+
     def digest(self) -> str:
-        """A short digest of the words and the facts: what a model of this world was pretrained on."""
+        """A short digest of words, facts, myths and habits: what a model of this world was pretrained on."""
         facts = [
             [f.sentence, self.myth(t, f.kind).value, self.is_believed(t, f.kind)] for t in TOPICS for f in self.facts(t)
         ]
         words = [TOPICS, MODIFIERS, QUESTIONS, THINK, [[k.name, k.says, k.values] for k in KINDS]]
-        return hashlib.sha256(json.dumps([words, facts]).encode()).hexdigest()[:16]
+        habits = [self.habits(modifier) for modifier in MODIFIERS]
+        return hashlib.sha256(json.dumps([words, facts, habits]).encode()).hexdigest()[:16]
 
     # Rubrics: of `task_seed` and `generality`.
 
