@@ -18,16 +18,17 @@ from conftest import CHAT_TEMPLATE, tiny_model
 from openai_server import FATAL_FAULTS, TRANSPORT_FAULTS, Fault, OpenAIServer, Reply, openai_server_fixture  # noqa: F401
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
+from rgsd.fast.sampling import Sampling
 from rgsd.generation import (
     Response,
     ServerGenerator,
     TransformersGenerator,
     VllmGenerator,
-    _retry_after,
-    _SeededSampling,
     generate,
     prompt_seed,
 )
+from rgsd.generation._server import _retry_after
+from rgsd.generation._transformers import _SeededSampling
 from rgsd.thinking import strip_thinking
 
 
@@ -180,7 +181,7 @@ def test_sampling_follows_the_probabilities():
     ids_BT, scores_BV = torch.zeros(n, 3, dtype=torch.long), logits_V.expand(n, -1)
 
     def shares(temperature, top_p):
-        out_BV = _SeededSampling(draws_BT, 3, temperature, top_p)(ids_BT, scores_BV)
+        out_BV = _SeededSampling(draws_BT, 3, Sampling(temperature, top_p))(ids_BT, scores_BV)
         assert (out_BV > -torch.inf).sum(-1).eq(1).all()
         return out_BV.argmax(-1).bincount(minlength=5) / n
 
@@ -188,11 +189,12 @@ def test_sampling_follows_the_probabilities():
     assert torch.allclose(shares(2.0, 1.0), (logits_V / 2).softmax(-1), atol=0.015)
     # 0.64 and 0.24 together are the first to reach 0.8.
     assert torch.allclose(shares(1.0, 0.8), torch.tensor([0, 0.2689, 0, 0.7311, 0]), atol=0.015)
-    edge = _SeededSampling(torch.tensor([[1 - 1e-12], [0.0]], dtype=torch.float64), 3, 1.0, 1.0)
-    assert edge(ids_BT[:2], scores_BV[:2]).argmax(-1).tolist() == [2, 3]
+    edge = _SeededSampling(torch.tensor([[1 - 1e-12], [0.0]], dtype=torch.float64), 3, Sampling())
+    assert edge(ids_BT[:2], scores_BV[:2]).argmax(-1).tolist() == [3, 0]
 
 
-def test_out_of_memory_halves_the_batch(tokenizer, capsys):
+def test_out_of_memory_halves_the_batch(tokenizer, capsys, monkeypatch):
+    monkeypatch.setenv("RGSD_FAST", "0")
     model = tiny_model(tokenizer)
     wanted = TransformersGenerator(model, tokenizer, max_new_tokens=6).generate(PROMPTS)
     real, sizes = model.generate, []

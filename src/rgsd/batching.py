@@ -22,6 +22,11 @@ from rgsd.errors import ConfigError
 EXACT_ROWS = 1024
 """Up to so many rows the best cut is searched for; above, groups are of equal row counts (the search is quadratic)."""
 
+MOST_PADDING = 0.05
+"""Share of the tokens of a forward pass that may be padding, before `slices` cuts it."""
+LEAST_TOKENS = 1024
+"""Tokens, padding included, below which a forward pass of its own costs more than it saves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Padded:
@@ -76,6 +81,26 @@ def _best_bounds(sorted_lengths: np.ndarray, groups: int) -> list[int]:
     for start in reversed(starts):
         bounds.append(int(start[bounds[-1]]))
     return [0, *reversed(bounds)]
+
+
+def slices(sorted_lengths: Sequence[int]) -> list[slice]:
+    """Cut rows that are sorted by length into the fewest contiguous slices that pad little: `MOST_PADDING` of what they
+    compute, or what is left when no slice computes fewer than `LEAST_TOKENS`. Unsorted rows are left in one."""
+    count, real = len(sorted_lengths), sum(sorted_lengths)
+    best = [slice(0, count)]
+    if count > EXACT_ROWS or any(a > b for a, b in itertools.pairwise(sorted_lengths)):
+        return best
+    lengths = np.array(sorted_lengths, dtype=np.int64)
+    area = count * sorted_lengths[-1]
+    for groups in range(2, count + 1):
+        if real >= (1 - MOST_PADDING) * area:
+            break
+        cut = [slice(a, b) for a, b in itertools.pairwise(_best_bounds(lengths, groups))]
+        areas = [(s.stop - s.start) * sorted_lengths[s.stop - 1] for s in cut]
+        if min(areas) < LEAST_TOKENS:
+            break
+        best, area = cut, sum(areas)
+    return best
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rgsd.errors import ConfigError
+from rgsd.fast.products import linear
 
 Clip = Literal["entry", "token", "none"]
 
@@ -99,7 +100,7 @@ class Head:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """(C, V) logits in float32, or float64 for float64 states."""
-        logits_CV = F.linear(hidden_CH, self.weight_VH, self.bias_V)
+        logits_CV = linear(hidden_CH, self.weight_VH, self.bias_V)
         logits_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
         if self.scale != 1.0:
             logits_CV = logits_CV * self.scale
@@ -269,7 +270,7 @@ class _ChunkedDivergence(torch.autograd.Function):
             grad_CV = _through_head(result.grad_logits, logits_CV, head)
             low_CV = grad_CV.to(weight_VH.dtype)
             if grad_hidden_NH is not None:
-                grad_hidden_NH[rows] = low_CV @ weight_VH
+                grad_hidden_NH[rows] = linear(low_CV, weight_VH.T)
             if grad_weight_VH is not None:
                 grad_weight_VH += low_CV.T @ hidden_NH[rows].to(low_CV.dtype)
             if grad_bias_V is not None:

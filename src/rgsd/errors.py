@@ -6,6 +6,8 @@
     │   └── PromptTooLong     a prompt that would have had to be cut
     ├── ModelError            a model folder, tokenizer or chat template that cannot be used
     ├── RunError              a run folder that is missing, unfinished or would be overwritten
+    ├── TrainingDiverged      a loss, gradient or weight that is not a finite number
+    ├── Interrupted           a run that was told to stop, and stopped after saving
     └── JudgeError            a judge that cannot be reached, asked or afforded
         └── BudgetExhausted   the judge's budget is spent; what was judged is kept
 
@@ -37,6 +39,14 @@ class ModelError(RGSDError):
 
 class RunError(RGSDError):
     """A run folder that is missing, unfinished, or would be overwritten."""
+
+
+class TrainingDiverged(RGSDError):
+    """A loss, gradient or weight that is not a finite number. The weights before that step are kept."""
+
+
+class Interrupted(RGSDError):
+    """A run that was told to stop (SIGTERM), and stopped after saving. Its exit code is 143, as that signal's."""
 
 
 class JudgeError(RGSDError):

@@ -74,7 +74,7 @@ def gap(
             f"run `rgsd eval {name} {name}+rubric {name}+mismatched --backend {settings.backend}`"
         )
     examples = examples_for(data, settings, None)
-    is_judged = judge_config.is_llm or all(e.rubric.is_checkable for e in examples)
+    is_judged = not judge_config.needs_checks or all(e.rubric.is_checkable for e in examples)
     if not is_judged:
         say("No scores: criteria without a programmatic check, and no LLM judge (--judge). The divergence needs none.")
     run = opened([name], data, judge_config, settings, asdict(gap_settings))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
+from rgsd.checkpoints import Durable, append_together, check_alignment
 from rgsd.errors import ConfigError
 from rgsd.judges import Judge, Usage
 from rgsd.prompts import PromptSettings, mentions_rubric, student_messages
@@ -105,11 +106,12 @@ class RubricReward:
         self._report(kwargs, used, rewards, [s.coverage for s in scores], answers)
         if self._log is not None:
             step = getattr(kwargs.get("trainer_state"), "global_step", None)
-            with self._log.open("a", encoding="utf-8") as file:
-                for e, t, j, r in zip(examples, texts, judgements, rewards, strict=True):
-                    row = {"step": step, "example_id": e.id, "response": t, "reward": r, "problem": j.problem}
-                    row |= {"verdicts": [v.met if v.grade is None else v.grade for v in j.verdicts]}
-                    file.write(json.dumps(row | {"usage": asdict(j.usage)}, ensure_ascii=False) + "\n")
+            lines = []
+            for e, t, j, r in zip(examples, texts, judgements, rewards, strict=True):
+                row = {"step": step, "example_id": e.id, "response": t, "reward": r, "problem": j.problem}
+                row |= {"verdicts": [v.met if v.grade is None else v.grade for v in j.verdicts]}
+                lines.append(json.dumps(row | {"usage": asdict(j.usage)}, ensure_ascii=False) + "\n")
+            append_together(self._log, "".join(lines))
         return rewards
 
     def _report(
@@ -137,6 +139,29 @@ class RubricReward:
         log_metric("coverage", sum(coverage) / n)
         log_metric("unscored_share", sum(r is None for r in rewards) / n)
         log_metric("leak_rate", sum(mentions_rubric(a) for a in answers) / n)
+
+
+class RubricGRPOTrainer(Durable, GRPOTrainer):
+    """TRL's GRPOTrainer with whole checkpoints and exact resume.
+
+    Raises:
+        ConfigError: when a checkpoint would fall between a rollout and the last step that uses it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        a: Any = self.args
+        if a.save_strategy == "steps":
+            check_alignment(a.save_steps, a.steps_per_generation / a.gradient_accumulation_steps * a.num_iterations)
+
+    def _progress(self) -> dict[str, Any]:
+        return super()._progress() | {"usage": [asdict(r.usage) for r in self.reward_funcs if hasattr(r, "usage")]}
+
+    def _restore_progress(self) -> None:
+        judged = [r for r in self.reward_funcs if hasattr(r, "usage")]
+        for reward, usage in zip(judged, self._restored.get("usage", []), strict=False):
+            reward.usage = Usage(**usage)
+        super()._restore_progress()
 
 
 def _text(completion: Any) -> str:

@@ -257,7 +257,7 @@ def examples_for(data: DataConfig, settings: MeasureConfig, on_all: bool | None)
 
 def _check_judge(examples: Sequence[Example], config: JudgeConfig) -> None:
     unchecked = sum(not e.rubric.is_checkable for e in examples)
-    if not config.is_llm and unchecked:
+    if config.needs_checks and unchecked:
         raise ConfigError(
             f"{unchecked} of {len(examples)} rubrics have criteria without a programmatic check: name an LLM judge, "
             "e.g. --judge openai/gpt-5.4, or --judge NAME --judge_api_base URL"
@@ -266,8 +266,8 @@ def _check_judge(examples: Sequence[Example], config: JudgeConfig) -> None:
 
 _COSTS = frozenset(
     {f.name for f in dataclasses.fields(JudgeConfig)}
-    - {"judge", "judge_mode", "judge_strictness", "judge_temperature", "judge_max_tokens", "judge_reasoning_effort",
-       "judge_structured", "judge_sample"}
+    - {"judge", "judge_kwargs", "judge_mode", "judge_strictness", "judge_temperature", "judge_max_tokens",
+       "judge_reasoning_effort", "judge_structured", "judge_sample"}
 )  # fmt: skip
 """Settings of the judge that change what it costs, not what it says."""
 _FREE = _COSTS | {"output_dir", "overwrite", "min_coverage", "batch_size", "concurrency", "timeout", "api_key_env"}

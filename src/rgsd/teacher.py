@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rgsd.errors import ConfigError, ModelError
+from rgsd.sharding import placed_like, reshard, whole
 
 TeacherKind = Literal["base", "ema", "live"]
 
@@ -55,6 +56,11 @@ class Teacher:
         if kind == "ema" or (kind == "base" and not self._adapters_off):
             self._copy = {name: p.detach().clone() for name, p in self._trainable()}
 
+    @property
+    def is_swapped(self) -> bool:
+        """Whether the teacher is a copy of the trained parameters, swapped in."""
+        return bool(self._copy)
+
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
@@ -64,6 +70,7 @@ class Teacher:
         forward and its backward: the weights change in place."""
         was_training = self.model.training
         self.model.eval()
+        reshard(self.model)
         try:
             with torch.no_grad(), self._weights():
                 yield
@@ -81,15 +88,27 @@ class Teacher:
         try:
             yield
         finally:
+            reshard(self.model)
             self._exchange()
 
     @torch.no_grad()
     def _exchange(self) -> None:
         """Swap the copy's values and the parameters', bit for bit, holding one parameter more at a time."""
+        self._match()
         for name, parameter in self._trainable():
             held = parameter.detach().clone()
             parameter.copy_(self._copy[name])
             self._copy[name].copy_(held)
+
+    def _match(self) -> None:
+        """Cut and place the copy as the parameters are by now: FSDP2 shards them after this object was made."""
+        for name, parameter in self._trainable():
+            if name in self._copy:
+                self._copy[name] = placed_like(self._copy[name], parameter)
+
+    def has_copy_of(self, parameter: Tensor) -> bool:
+        """Whether the teacher's value of one of the model's tensors is not the student's."""
+        return any(own is parameter and name in self._copy for name, own in self._trainable())
 
     def value_of(self, parameter: Tensor | None) -> Tensor | None:
         """The teacher's value of one of the model's tensors. Only outside `active`."""
@@ -103,12 +122,14 @@ class Teacher:
         """Move the average towards the student; call it once after each optimizer step. Nothing for other kinds."""
         if self.kind != "ema":
             return
+        self._match()
         for name, parameter in self._trainable():
             self._copy[name].lerp_(parameter.detach(), self.ema_rate)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average, for a checkpoint; empty for kinds that can be rebuilt from the base weights."""
-        return dict(self._copy) if self.kind == "ema" else {}
+        """The average, whole, for a checkpoint (every process must call); empty for kinds that can be rebuilt from the
+        base weights."""
+        return {name: whole(tensor) for name, tensor in self._copy.items()} if self.kind == "ema" else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the average back from a checkpoint.
@@ -116,7 +137,7 @@ class Teacher:
         Raises:
             ModelError: when the names or shapes are not those of this model's trainable parameters.
         """
-        expected = {name: tuple(t.shape) for name, t in self.state_dict().items()}
+        expected = {name: tuple(t.shape) for name, t in self._copy.items()}
         got = {name: tuple(t.shape) for name, t in state.items()}
         if expected != got:
             differing = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
@@ -125,8 +146,9 @@ class Teacher:
                 f"{differing[0]!r} (wanted {expected.get(differing[0])}, got {got.get(differing[0])}): "
                 "resume with the same model, LoRA settings and teacher_kind as the run had"
             )
+        self._match()
         for name, tensor in state.items():
-            self._copy[name].copy_(tensor)
+            self._copy[name].copy_(placed_like(tensor, self._copy[name]))
 
 
 def _adapters_do_nothing(model: PeftModel) -> bool:

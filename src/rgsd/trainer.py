@@ -30,15 +30,19 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import ProcessorMixin, TrainerCallback
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler
 
-from rgsd.batching import pad_right, partition, predicting_positions
+from rgsd.batching import pad_right, partition, predicting_positions, slices
+from rgsd.checkpoints import Durable
 from rgsd.config import RGSDConfig
 from rgsd.divergence import Head, chunked_divergence
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
+from rgsd.fast import decoding
+from rgsd.fast.linears import frozen
 from rgsd.prompts import mentions_rubric
+from rgsd.sharding import local, reshard, whole
 from rgsd.teacher import Teacher
 from rgsd.thinking import prompt_opens_thinking, response_mask
 
@@ -57,10 +61,11 @@ class Rollout:
     teacher_prompt: list[int]
     response: list[int]
     in_loss: list[bool]
+    example_id: str = "?"
     teacher_hidden_NH: Tensor | None = None
 
 
-class RGSDTrainer(DistillationTrainer):
+class RGSDTrainer(Durable, DistillationTrainer):
     """Post-trains a policy on rubrics by distilling it, shown the rubric, into itself, shown the prompt alone.
 
     Args:
@@ -122,10 +127,17 @@ class RGSDTrainer(DistillationTrainer):
         self._spec = args.divergence_spec()
         student = self.accelerator.unwrap_model(self.model)
         self.teacher = Teacher(student, args.teacher_kind, args.ema_rate)
+        if self._dist.is_zero3 and self.teacher.is_swapped:
+            raise ConfigError(
+                "a teacher that is a copy of trained parameters (full training, or teacher_kind 'ema') does not work "
+                "under DeepSpeed ZeRO-3, whose parameters cannot be swapped in place: use LoRA (use_peft) with "
+                "teacher_kind 'base', FSDP2, or ZeRO-2"
+            )
         self._teacher_head: Head | None = None
         self._base_weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor | float] = {}
         self._seconds: dict[str, float] = {}
+        self._example_ids: list[str] = []
         self.add_callback(_StepEnd(self))
 
     # --- Checks before anything runs ----------------------------------------------------------------------------
@@ -137,12 +149,6 @@ class RGSDTrainer(DistillationTrainer):
             raise ConfigError(
                 f"a step takes {per_step} prompts (per_device_train_batch_size x gradient_accumulation_steps x "
                 f"processes), the training set has {len(rows)}: lower one of the former, or add prompts"
-            )
-        sharded = self.is_deepspeed_enabled and args.hf_deepspeed_config.is_zero3()
-        if sharded and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
-            raise ConfigError(
-                "full training with a frozen or averaged teacher is not supported under DeepSpeed ZeRO-3, whose "
-                "parameters cannot be swapped in place: use LoRA (use_peft), FSDP2, or ZeRO-2"
             )
 
     def _check_prompts(self, rows: Any) -> None:
@@ -178,20 +184,6 @@ class RGSDTrainer(DistillationTrainer):
     def _tokenize_messages(self, prompts: list[Any]) -> list[list[int]]:
         return self._tokenize_prompts(prompts)[0] if prompts else []
 
-    # --- Data order ---------------------------------------------------------------------------------------------
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """TRL's sampler, whose order in an epoch depends on the epoch alone, so that a resumed run meets the same."""
-        plain = super()._get_train_sampler(dataset)
-        return _EpochSampler(
-            data_source=plain.data_source,
-            mini_repeat_count=plain.mini_repeat_count,
-            batch_size=plain.batch_size,
-            repeat_count=plain.repeat_count,
-            shuffle=plain.shuffle,
-            seed=plain.seed,
-        )
-
     # --- Rollouts -----------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -208,8 +200,8 @@ class RGSDTrainer(DistillationTrainer):
             prompt_ids, responses, *_ = self._generate([row["prompt"] for row in rows])
         teacher_ids = self._tokenize_messages([row["teacher_prompt"] for row in rows])
         rollouts = [
-            Rollout(list(p), list(t), list(r), self._in_loss(p, r))
-            for p, t, r in zip(prompt_ids, teacher_ids, responses, strict=True)
+            Rollout(list(p), list(t), list(r), self._in_loss(p, r), str(row.get("example_id", "?")))
+            for row, p, t, r in zip(rows, prompt_ids, teacher_ids, responses, strict=True)
         ]
         self._note_rollouts(rows, rollouts)
         return rollouts
@@ -233,12 +225,22 @@ class RGSDTrainer(DistillationTrainer):
         was_training = student.training
         student.eval()  # dropout has no place in a rollout
         try:
-            with self._base_weights_kept(student), self._merged(student):
-                responses = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
+            responses = None if self.use_vllm or multimodal_fields else self._decoded(student, prompt_ids)
+            if responses is None:
+                with self._base_weights_kept(student), self._merged(student):
+                    responses = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
         finally:
             student.train(was_training)
         # An engine may leave the end of sequence out; a response of nothing else would be no response at all.
         return [list(ids) or [self._tokenizer.eos_token_id] for ids in responses]
+
+    def _decoded(self, student: nn.Module, prompt_ids: Sequence[list[int]]) -> list[list[int]] | None:
+        """Rollouts by the decode loop of `rgsd.fast`, in the precision of the student's own forward pass; None where it
+        does not apply. It adds LoRA into copies of the weights, and leaves the weights alone."""
+        if not (self.args.merge_lora_for_rollouts and self._mergeable(student)):
+            return None
+        with self.accelerator.autocast():
+            return decoding.generate(student, prompt_ids, self.generation_config)
 
     @contextmanager
     def _merged(self, student: nn.Module) -> Iterator[None]:
@@ -257,27 +259,23 @@ class RGSDTrainer(DistillationTrainer):
     def _base_weights_kept(self, student: nn.Module) -> Iterator[None]:
         """Base weights put back bit for bit, whoever merges LoRA into them: unmerging subtracts, so that they, and with
         them the teacher, would drift by a rounding error a step. The copy is in the host's memory, made once."""
-        if not (isinstance(student, PeftModel) and self._mergeable(student)):
+        # ZeRO-3 throws away what is done to parameters that are gathered for merging.
+        if not isinstance(student, PeftModel) or _is_quantized(student) or self._dist.is_zero3:
             yield
             return
-        touched = {
-            f"{name}.{own}": parameter
-            for name, module in student.named_modules()
-            if isinstance(module, BaseTunerLayer)
-            for own, parameter in module.get_base_layer().named_parameters(recurse=False)
-        }
+        reshard(student)
         if not self._base_weights:
-            self._base_weights = {n: p.detach().to("cpu", copy=True) for n, p in touched.items()}
+            self._base_weights = {n: w.to("cpu", copy=True) for n, w in _merged_into(student)}
         try:
             yield
         finally:
+            reshard(student)
             with torch.no_grad():
-                for name, parameter in touched.items():
-                    parameter.copy_(self._base_weights[name])
+                for name, weight in _merged_into(student):
+                    weight.copy_(self._base_weights[name])
 
     def _mergeable(self, student: nn.Module) -> bool:
-        quantized = getattr(student, "is_loaded_in_4bit", False) or getattr(student, "is_loaded_in_8bit", False)
-        return not (quantized or self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        return not (_is_quantized(student) or self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     # --- Micro-batches and the teacher --------------------------------------------------------------------------
 
@@ -295,6 +293,7 @@ class RGSDTrainer(DistillationTrainer):
             sampled = [t for r in rows for t, keep in zip(r.response, r.in_loss, strict=True) if keep]
             batch["sampled_N"] = torch.tensor(sampled, dtype=torch.long, device=self.accelerator.device)
             batch["num_items_in_batch"] = count
+            batch["example_ids"] = [r.example_id for r in rows]
             batches.append(batch)
         return batches
 
@@ -313,60 +312,85 @@ class RGSDTrainer(DistillationTrainer):
         """Each rollout's teacher states: one pass over all rows of the step, cut by the teacher's own lengths."""
         student = self.accelerator.unwrap_model(self.model)
         lengths = [len(r.teacher_prompt) + len(r.response) for r in rollouts]
-        with self._timed("teacher"), self.teacher.active(), self.compute_loss_context_manager():
+        own = student.get_output_embeddings().weight
+        with self._timed("teacher"), self.teacher.active(), self.accelerator.autocast(), frozen(student):
             layer = student.get_output_embeddings()
             weight, bias = layer.weight, layer.bias
             for group in partition(lengths, groups):
                 rows = [rollouts[i] for i in group]
                 batch = self._batch(rows, [r.teacher_prompt for r in rows])
-                hidden_NH = self._forward_redirection(self.model_wrapped, student, self._hidden, student, batch)
+                hidden_NH = self._forward_redirection(self.model_wrapped, student, self._teacher_states, student, batch)
                 for row, states in zip(rows, hidden_NH.split([sum(r.in_loss) for r in rows]), strict=True):
                     row.teacher_hidden_NH = states
-        # A trained head has another value in the teacher than in the student.
-        self._teacher_head = _head(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
+        # A trained head has another value in the teacher than in the student. Where they are one, and cut among
+        # processes, the student's own pass gathers it.
+        is_gathered_anyway = isinstance(weight, DTensor) and weight is own and not self.teacher.has_copy_of(weight)
+        self._teacher_head = (
+            None if is_gathered_anyway else _head(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
+        )
+
+    def _teacher_states(self, student: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        layer = student.get_output_embeddings()
+        # FSDP2 ends its forward pass when the last module of a group has run, and the head is in a group.
+        return self._forward_redirection(layer, layer, lambda hidden_NH: hidden_NH, self._hidden(student, batch))
 
     def _hidden(self, unwrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(N, H): the final hidden states that predict the tokens in the loss, row by row."""
         network = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
-        output = network.base_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
-        return output.last_hidden_state[batch["predicting_BT"]]
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # all processes must run as many passes
+        states = []
+        for rows in [slice(None)] if sharded else slices(batch["attention_mask"].sum(-1).tolist()):
+            mask_BT = batch["attention_mask"][rows]
+            longest = mask_BT.size(1) if sharded else int(mask_BT.sum(-1).max())
+            output = network.base_model(
+                input_ids=batch["input_ids"][rows, :longest], attention_mask=mask_BT[:, :longest], use_cache=False
+            )
+            states.append(output.last_hidden_state[batch["predicting_BT"][rows, :longest]])
+        return torch.cat(states)
 
     # --- Loss ---------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
         student = self.accelerator.unwrap_model(model)
-        loss = self._forward_redirection(model, student, self._divergence_loss, student, inputs)
+        self._example_ids = inputs["example_ids"]
+        # The redirection runs past the forward pass that accelerate wrapped, and so past its autocast.
+        with self.accelerator.autocast(), frozen(student):
+            loss = self._forward_redirection(model, student, self._divergence_loss, student, inputs)
+        self._check_before_backward(loss, self._example_ids)
         if not self.model.training:
             self._flush("eval")
         return (loss, {}) if return_outputs else loss
 
+    def _examples_of(self, inputs: Any) -> list[str]:
+        return self._example_ids
+
     def _divergence_loss(self, student: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        hidden_NH = self._hidden(student, inputs)
+        hidden_NH, layer = self._hidden(student, inputs), student.get_output_embeddings()
+        # Through the head's own forward, which is where FSDP2 and DeepSpeed gather its weight.
+        return self._forward_redirection(layer, layer, self._divergence_of, hidden_NH, student, inputs)
+
+    def _divergence_of(self, hidden_NH: Tensor, student: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         head = _head(student)
-        result = chunked_divergence(hidden_NH, head, inputs["teacher_hidden_NH"], self._teacher_head, self._spec)
+        teacher_head = head if self._teacher_head is None else self._teacher_head
+        result = chunked_divergence(hidden_NH, head, inputs["teacher_hidden_NH"], teacher_head, self._spec)
         self._note_loss(result, inputs["sampled_N"])
         # DDP and FSDP average over processes; the count is already global.
         return result.total * self.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
 
     # --- Resume -------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+    def _save_extra(self, folder: Path) -> None:
         state = self.teacher.state_dict()
         if state and self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             save_file({n: t.contiguous().cpu() for n, t in state.items()}, folder / TEACHER_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_extra(self, folder: Path) -> None:
         if self.args.teacher_kind != "ema":
             return
-        path = Path(resume_from_checkpoint) / TEACHER_FILE
+        path = folder / TEACHER_FILE
         if not path.is_file():
             raise ModelError(
-                f"{resume_from_checkpoint} has no {TEACHER_FILE}: it was not saved with teacher_kind 'ema'. "
+                f"{folder} has no {TEACHER_FILE}: it was not saved with teacher_kind 'ema'. "
                 "Resume with the teacher_kind that the run had"
             )
         self.teacher.load_state_dict(load_file(path))
@@ -463,21 +487,6 @@ class RGSDTrainer(DistillationTrainer):
         self._flush("train", seconds)
 
 
-class _EpochSampler(RepeatSampler):
-    """TRL's `RepeatSampler` goes on with one generator from epoch to epoch, which a resumed run does not have."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader when an epoch begins."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + self.epoch)
-        return super().__iter__()
-
-
 class _StepEnd(TrainerCallback):
     def __init__(self, trainer: RGSDTrainer) -> None:
         self._trainer = trainer
@@ -511,6 +520,18 @@ def _as_rows(data: Any, args: RGSDConfig) -> Any:
     )
 
 
+def _is_quantized(model: nn.Module) -> bool:
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+
+
+def _merged_into(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights that merging an adapter changes; of those that are cut among processes, this process's part."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            for own, parameter in module.get_base_layer().named_parameters(recurse=False):
+                yield f"{name}.{own}", local(parameter.detach())
+
+
 def _head(student: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Head:
     """The student's head, or one with other values, with the logit post-processing read as TRL reads it."""
     if weight is None:
@@ -518,11 +539,7 @@ def _head(student: nn.Module, weight: Tensor | None = None, bias: Tensor | None 
         weight, bias = layer.weight, layer.bias
     config = student.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(_whole(weight), None if bias is None else _whole(bias), _logit_scale(config), softcap)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
+    return Head(whole(weight), None if bias is None else whole(bias), _logit_scale(config), softcap)
 
 
 def _logit_scale(config: Any) -> float:

@@ -171,7 +171,7 @@ def test_the_shipped_model_reaches_its_figures_on_a_sample(world, shipped, shipp
 
 @needs_weights
 def test_a_pretraining_leaves_a_folder_that_loads(world, tmp_path):
-    figures = nano.pretrain(tmp_path / "nano", steps=2, n_prompts=1)
+    figures = nano.pretrain(tmp_path / "nano", steps=2, n_prompts=8)
     assert Figures.read(tmp_path / "nano") == figures
     assert fingerprint(load_model(str(tmp_path / "nano"))) == figures.model_fingerprint
     assert figures.pretraining["steps"] == 2

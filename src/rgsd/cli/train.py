@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -12,19 +13,41 @@ from typing import Any
 
 def main(argv: list[str]) -> int:
     """Train from a recipe; any field of it can be overridden by a flag."""
+    from rgsd.config import RGSDConfig
+
+    return run(argv, RGSDConfig, "train")
+
+
+def run(argv: list[str], kind: type, command: str) -> int:
+    """A command that trains: in this process, or in as many as the launcher's settings ask for."""
     quieten()
-    recipe = parse(argv)
+    from rgsd.launch import is_launched, launch, launch_config
+
+    settings = launch_config(argv)
+    is_many = settings.accelerate_config or (settings.num_processes or 1) > 1
+    if is_many and not is_launched() and "--help" not in argv and not is_dry(argv):
+        return launch(settings, command, argv)
+    recipe, dry = parse_all(argv, kind, command)
+    if dry.dry_run:
+        from rgsd.dry_run import dry_run
+
+        dry_run(recipe, settings, device_gib=dry.device_gib)
+        return 0
     from rgsd.pipeline import show_results, train
+    from rgsd.progress import say
     from rgsd.runs import RESULTS
 
-    run = train(recipe)
-    results = run.folder / RESULTS
-    if results.is_file():
-        import json
-
+    done = train(recipe)
+    results = done.folder / RESULTS
+    if results.is_file() and recipe.training.process_index == 0:
         show_results(json.loads(results.read_text("utf-8")))
-    print(f"Run: {run.folder.resolve()}")
+    say(f"Run: {done.folder.resolve()}")
     return 0
+
+
+def is_dry(argv: list[str]) -> bool:
+    """Whether a command line asks for a dry run, which takes one process whatever it says of others."""
+    return "--dry_run" in argv and _value_of("--dry_run", argv).lower() not in ("false", "no", "0")
 
 
 def parse(argv: list[str], kind: type | None = None, command: str = "train"):
@@ -33,15 +56,26 @@ def parse(argv: list[str], kind: type | None = None, command: str = "train"):
     Raises:
         ConfigError: for a recipe that cannot be read, a field nobody knows, or settings that contradict each other.
     """
+    return parse_all(argv, kind, command)[0]
+
+
+def parse_all(argv: list[str], kind: type | None = None, command: str = "train"):
+    """The recipe, and whether it is only to be tried out.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
     from trl import ModelConfig
 
     from rgsd.config import RGSDConfig
+    from rgsd.dry_run import DryRunConfig
     from rgsd.judges import JudgeConfig
+    from rgsd.launch import LaunchConfig
     from rgsd.pipeline import DataConfig, EvalConfig, Recipe
 
-    parts = (kind or RGSDConfig, ModelConfig, DataConfig, EvalConfig, JudgeConfig)
-    training, model, data, evaluation, judge = parse_into(parts, argv, command)
-    return Recipe(model=model, data=data, evaluation=evaluation, training=training, judge=judge)
+    parts = (kind or RGSDConfig, ModelConfig, DataConfig, EvalConfig, JudgeConfig, LaunchConfig, DryRunConfig)
+    training, model, data, evaluation, judge, _, dry = parse_into(parts, argv, command)
+    return Recipe(model=model, data=data, evaluation=evaluation, training=training, judge=judge), dry
 
 
 def parse_into(parts: tuple[type, ...], argv: list[str], command: str) -> tuple[Any, ...]:

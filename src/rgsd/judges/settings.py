@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from rgsd.errors import ConfigError
 from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.judgement import Judge
 
+OWN = "python:"
+"""Begins the name of a judge of the user's own."""
 MODES = ("batched", "per_criterion")
 STRICTNESS = ("plain", "lenient", "strict")
 
@@ -29,8 +33,12 @@ class JudgeConfig:
 
     judge: str = _setting(
         "checks",
-        "`checks` (the criteria's own programmatic checks), or an LLM as PROVIDER/MODEL, e.g. openai/gpt-5.4; with "
-        "judge_api_base, the name that the server gives its model.",
+        "`checks` (the criteria's own programmatic checks); an LLM as PROVIDER/MODEL, e.g. openai/gpt-5.4, or, with "
+        "judge_api_base, the name that the server gives its model; or a judge of your own as python:MODULE:FUNCTION, "
+        "which is imported and called, and returns a rgsd.judges.Judge.",
+    )
+    judge_kwargs: dict[str, Any] | str | None = _setting(
+        None, "Keyword arguments, as JSON, with which the FUNCTION of a judge of your own is called."
     )
     judge_api_base: str | None = _setting(
         None, "Address of an OpenAI-compatible server, e.g. http://localhost:8000/v1."
@@ -90,7 +98,8 @@ class JudgeConfig:
                 raise ConfigError(f"{name} is {value}, at least {least} is wanted")
         if (self.judge_price_input is None) != (self.judge_price_output is None):
             raise ConfigError("judge_price_input and judge_price_output are set together or not at all")
-        if self.judge != "checks" and "/" not in self.judge and not self.judge_api_base:
+        self.judge_kwargs = self._own_arguments()
+        if self.is_llm and "/" not in self.judge and not self.judge_api_base:
             raise ConfigError(
                 f"judge {self.judge!r} names no provider: write PROVIDER/MODEL (e.g. openai/{self.judge}), or set "
                 "judge_api_base to the server that has this model"
@@ -99,7 +108,33 @@ class JudgeConfig:
     @property
     def is_llm(self) -> bool:
         """Whether the judge is a language model."""
-        return self.judge != "checks"
+        return self.judge != "checks" and not self.is_own
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the judge is the user's own code."""
+        return self.judge.startswith(OWN)
+
+    @property
+    def needs_checks(self) -> bool:
+        """Whether it can judge nothing but criteria with a programmatic check."""
+        return self.judge == "checks"
+
+    def _own_arguments(self) -> dict[str, Any] | None:
+        value = self.judge_kwargs
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ConfigError(f"judge_kwargs is not JSON ({error}): an object is wanted, e.g. '{{}}'") from error
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"judge_kwargs is {type(value).__name__}, a JSON object is wanted")
+        if value and not self.is_own:
+            raise ConfigError(
+                f"judge_kwargs is set, but judge is {self.judge!r}, which takes none: unset it, or name a judge of "
+                f"your own as {OWN}MODULE:FUNCTION"
+            )
+        return value
 
     def cache_path(self) -> Path | None:
         """The file that keeps replies; None where none are kept."""
@@ -132,10 +167,38 @@ def build_judge(config: JudgeConfig) -> Judge:
     """The judge that the settings describe.
 
     Raises:
-        ConfigError: when it needs what is not installed, or a budget in dollars and the judge's price is not known.
+        ConfigError: when it needs what is not installed, or a budget in dollars and the judge's price is not known;
+            when a judge of one's own cannot be imported or made.
     """
-    if not config.is_llm:
+    if config.needs_checks:
         return ChecksJudge()
+    if config.is_own:
+        return _own_judge(config)
     from rgsd.judges.llm import LLMJudge
 
     return LLMJudge(config)
+
+
+def _own_judge(config: JudgeConfig) -> Judge:
+    module, _, function = config.judge.removeprefix(OWN).partition(":")
+    if not module or not function:
+        raise ConfigError(f"judge is {config.judge!r}, {OWN}MODULE:FUNCTION is wanted, e.g. {OWN}my_judges:build")
+    try:
+        factory = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"judge {config.judge!r} cannot be imported ({error}): the module must be on Python's path (PYTHONPATH) "
+            "and have this function"
+        ) from error
+    arguments: Any = config.judge_kwargs or {}
+    try:
+        judge = factory(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"judge {config.judge!r} cannot be made with judge_kwargs {arguments}: {error}") from error
+    missing = [name for name in ("name", "judge", "judge_all") if not hasattr(judge, name)]
+    if missing:
+        raise ConfigError(
+            f"judge {config.judge!r} made a {type(judge).__name__} without {', '.join(missing)}: a rgsd.judges.Judge "
+            "is wanted"
+        )
+    return judge

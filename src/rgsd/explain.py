@@ -1,0 +1,454 @@
+"""`rgsd explain`: on one response, how far the rubric pulls each token, before any training or after it.
+
+The student (the prompt alone) and the teacher (the prompt and the rubric) read the same response, as in a training
+step; at each of its tokens stand the divergence of the loss, clipped and not, and the words that either would have
+said there. Logits of the response are held for both in float32: 2 x tokens x vocabulary x 4 bytes.
+
+Letters in names: N response tokens, V vocabulary, K words shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgsd import datasets as rubric_data
+from rgsd import evaluate, models
+from rgsd.divergence import DivergenceSpec, divergence
+from rgsd.errors import ConfigError, DataError, PromptTooLong, RunError
+from rgsd.generation import TransformersGenerator
+from rgsd.measure import MeasureConfig, Subject, examples_by_id, load, subject
+from rgsd.pipeline import DataConfig
+from rgsd.progress import say
+from rgsd.prompts import PromptSettings, select_criteria, student_messages, teacher_messages, training_rows
+from rgsd.report.facts import TOKEN_MAPS
+from rgsd.rubrics import Example
+from rgsd.runs import RECORD, SPLIT, Run, hold, open_run
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG, prompt_opens_thinking, response_mask
+
+LOGIT_TOKENS = 128
+"""Tokens whose distributions are compared at once."""
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MOST_NEAR = 5
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ExplainConfig:
+    """What is explained. Where `unset` says the run's, a model that is no run takes the value in brackets."""
+
+    output: str = _setting("explain.html", "The page. A name that ends in .json gets the numbers instead.")
+    keep: bool = _setting(False, "Of a run: keep the map in its folder too, where `rgsd report` finds it.")
+    overwrite: bool = _setting(False, "Replace an output that is there.")
+    response: str | None = _setting(None, "A text file with the response to explain. Unset: stored, else sampled.")
+    arm: str | None = _setting(
+        None, "Of a run: explain its stored response of this arm. Unset: `trained`, or `base` of RUN:base, if stored."
+    )
+    resample: bool = _setting(False, "Sample a response even where one is stored.")
+    max_new_tokens: int | None = _setting(None, "Longest sampled response, in tokens. Unset: the run's (256).")
+    temperature: float = _setting(1.0, "Sampling temperature; 0 is greedy. 1 is what training rollouts use.")
+    seed: int = _setting(0, "Seed of sampling, and of the mismatched rubric.")
+    template: str | None = _setting(
+        None, "The teacher's template, by name or as a .jinja file. Unset: the run's (paper)."
+    )
+    enrichment: str | None = _setting(
+        None,
+        "What the teacher is shown. Unset: the run's (rubric).",
+        choices=["rubric", "reference", "both", "mismatched", "none"],
+    )
+    show_weights: bool | None = _setting(None, "Show the criteria's weights to it. Unset: the run's (no).")
+    beta: float | None = _setting(None, "Divergence: 0 forward KL, 0.5 JSD, 1 reverse KL. Unset: the run's (0.5).")
+    clip: str | None = _setting(
+        None, "What the clip caps. Unset: the run's (entry).", choices=["entry", "token", "none"]
+    )
+    clip_threshold: float | None = _setting(None, "The cap, in nats. Unset: the run's (0.05).")
+    loss_temperature: float | None = _setting(None, "Divides both models' logits. Unset: the run's (1).")
+    top_words: int = _setting(6, "Words shown of teacher and student at each token (K).")
+    dtype: str = _setting("auto", "Weights' type, as transformers names it. `auto`: the run's, or the file's.")
+    model_revision: str = _setting("main", "Revision of a hub model.")
+    trust_remote_code: bool = _setting(False, "Run code that comes with a model. Only for sources that you trust.")
+
+    def __post_init__(self) -> None:
+        if self.top_words < 1:
+            raise ConfigError(f"top_words is {self.top_words}, at least 1 is wanted")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, at least 1 is wanted")
+        if self.response and self.arm:
+            raise ConfigError(
+                "both response and arm are set: the response comes from the file or from the run, say which"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """All settings in place: the command's, else the run's, else the defaults."""
+
+    prompt: PromptSettings
+    spec: DivergenceSpec
+    max_new_tokens: int
+    chat_template_kwargs: dict[str, Any]
+    mask_thinking: bool
+    think_tags: tuple[str, str]
+
+
+def explain(name: str, example_id: str | None, data: DataConfig, settings: ExplainConfig) -> dict[str, Any]:
+    """The token map of one response.
+
+    Args:
+        name: a model, a run's folder (its trained policy against the base that sees the rubric) or RUN:base.
+        example_id: of the data; None: the run's first held-out prompt, or the data's first.
+        data: the rubric data; at its defaults beside a run, the run's own.
+        settings: the rest.
+
+    Returns:
+        what `rgsd.report.page.token_page` shows; JSON-able.
+
+    Raises:
+        RGSDError: for a model, run, example, response or setting that cannot be used.
+    """
+    one = subject(name)
+    if one.enrichment != "none":
+        raise ConfigError(f"{name!r} names an enrichment: say --enrichment {one.enrichment}, and give the model alone")
+    run = _run(one)
+    if settings.keep and run is None:
+        raise ConfigError(f"keep is set, but {one.source!r} is no run's folder, so there is nowhere to keep the map")
+    resolved = resolve(settings, run)
+    if run is not None and data == DataConfig():
+        examples = examples_by_id(run)
+    else:
+        loaded = rubric_data.load(
+            data.data, schema=data.schema, split=data.data_split, skip_bad_rows=data.skip_bad_rows
+        )
+        examples = {e.id: e for e in loaded.examples}
+    example = _chosen(example_id, examples, run)
+    student_prompt, teacher_prompt = student_messages(example), _teacher(example, examples, resolved.prompt, run)
+    policy = "trained" if run and not one.is_base else "base" if run else Path(one.source).name
+
+    measure = MeasureConfig(
+        dtype=settings.dtype, model_revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
+    )
+    model, tokenizer = load(one, measure)
+    text, ended, source = _response(one, run, example, student_prompt, model, tokenizer, settings, resolved)
+    student_ids, teacher_ids = (_prompt_ids(tokenizer, p, resolved) for p in (student_prompt, teacher_prompt))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ended or not ids:
+        ids = [*ids, tokenizer.eos_token_id]
+    in_loss = [True] * len(ids)
+    if resolved.mask_thinking:
+        opened = prompt_opens_thinking(student_ids, tokenizer, resolved.think_tags[0])
+        in_loss = response_mask(
+            ids, tokenizer, open_tag=resolved.think_tags[0], close_tag=resolved.think_tags[1], opened=opened
+        )
+    student_NV = _logits(model, student_ids, ids, example.id)
+    fingerprint = models.fingerprint(model)
+    if policy == "trained":
+        del model
+        gc.collect()
+        model, _ = load(dataclasses.replace(one, is_base=True), measure)
+    teacher_NV = _logits(model, teacher_ids, ids, example.id)
+    rows = token_rows(student_NV, teacher_NV, ids, in_loss, tokenizer, resolved.spec, settings.top_words)
+    found = {
+        "example_id": example.id,
+        "policy": policy,
+        "model": one.source,
+        "model_fingerprint": fingerprint,
+        "question": example.messages[-1]["content"],
+        "teacher_prompt": [dict(m) for m in teacher_prompt],
+        "criteria": _criteria(example, resolved.prompt),
+        "source": source,
+        "settings": {
+            "template": resolved.prompt.template,
+            "enrichment": resolved.prompt.enrichment,
+            "show_weights": resolved.prompt.show_weights,
+            **{k: v for k, v in dataclasses.asdict(resolved.spec).items() if k != "chunk_tokens"},
+        },
+        **summary(rows),
+        "tokens": rows,
+    }
+    if settings.keep and run is not None:
+        hold(run.folder)
+        run.append(TOKEN_MAPS, [found])
+    return found
+
+
+def resolve(settings: ExplainConfig, run: Run | None) -> Resolved:
+    """The settings in place."""
+    of_run: Mapping[str, Any] = (run.settings if run else None) or {}
+
+    def value(name: str, default: Any) -> Any:
+        own = getattr(settings, name, None)
+        own = of_run.get(name) if own is None else own
+        return default if own is None else own
+
+    temperature = settings.loss_temperature or of_run.get("loss_temperature") or of_run.get("temperature") or 1.0
+    return Resolved(
+        prompt=PromptSettings(
+            template=value("template", "paper"),
+            show_weights=value("show_weights", False),
+            enrichment=value("enrichment", "rubric"),
+            max_criteria=of_run.get("max_criteria"),
+            criteria_tags=tuple(of_run.get("criteria_tags") or ()),
+            seed=settings.seed,
+        ),
+        spec=DivergenceSpec(
+            beta=value("beta", 0.5),
+            clip=value("clip", "entry"),
+            clip_threshold=value("clip_threshold", 0.05),
+            temperature=temperature,
+            top_k=of_run.get("loss_top_k"),
+        ),
+        max_new_tokens=settings.max_new_tokens or of_run.get("max_completion_length") or 256,
+        chat_template_kwargs=of_run.get("chat_template_kwargs") or {},
+        mask_thinking=of_run.get("mask_thinking", True),
+        think_tags=(of_run.get("think_open_tag") or OPEN_TAG, of_run.get("think_close_tag") or CLOSE_TAG),
+    )
+
+
+def _run(one: Subject) -> Run | None:
+    if not one.is_run:
+        if one.is_base:
+            raise RunError(f"{one.source} is no run's folder (it has no {RECORD}), so it has no `:base`")
+        return None
+    run = open_run(one.source)
+    if not (run.settings or {}).get("model_name_or_path"):
+        raise RunError(
+            f"{one.source} is an evaluation, which has no model of its own: name the model, or the run of "
+            "`rgsd train` or `rgsd grpo`"
+        )
+    if not one.is_base and run.meta.get("status") != "finished":
+        raise RunError(
+            f"the run in {one.source} is {run.meta.get('status')!r}, so it has no trained policy yet: explain "
+            f"{one.source}:base, or finish the run"
+        )
+    return run
+
+
+def _chosen(wanted: str | None, examples: Mapping[str, Example], run: Run | None) -> Example:
+    if not examples:
+        raise DataError("the data hold no example to explain")
+    if wanted is None:
+        held_out = _split(run).get("held_out") or []
+        return next((examples[i] for i in held_out if i in examples), next(iter(examples.values())))
+    if wanted in examples:
+        return examples[wanted]
+    near = difflib.get_close_matches(wanted, list(examples), MOST_NEAR, 0.0)
+    raise DataError(
+        f"no example has the id {wanted!r}, the data have {len(examples)}, such as {', '.join(near)}: "
+        "`rgsd data PATH` shows one, `--data PATH` takes other data"
+    )
+
+
+def _split(run: Run | None) -> dict[str, list[str]]:
+    path = None if run is None else run.folder / SPLIT
+    return json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
+
+
+def _teacher(
+    example: Example, examples: Mapping[str, Example], settings: PromptSettings, run: Run | None
+) -> list[dict[str, str]]:
+    """The teacher's prompt; for the mismatched control another prompt's rubric, from the same side of the split."""
+    if settings.enrichment != "mismatched":
+        return teacher_messages(example, settings)
+    side = next((ids for ids in _split(run).values() if example.id in ids), list(examples))
+    members = list(rubric_data.deduplicate([examples[i] for i in side if i in examples]).examples)
+    rows = training_rows(members, settings)
+    found = next((r["teacher_prompt"] for r in rows if r["example_id"] == example.id), None)
+    if found is None:
+        raise DataError(f"example {example.id!r} is a duplicate of another prompt: explain that one, or its own rubric")
+    return found
+
+
+def _criteria(example: Example, settings: PromptSettings) -> list[dict[str, Any]]:
+    shows = settings.enrichment in ("rubric", "both")
+    selected = {id(c) for c in select_criteria(example.rubric, settings)} if shows else set()
+    return [
+        {"criterion": c.text, "weight": c.weight, "tags": list(c.tags), "is_shown": id(c) in selected}
+        for c in example.rubric
+    ]
+
+
+def _response(
+    one: Subject,
+    run: Run | None,
+    example: Example,
+    prompt: list[dict[str, str]],
+    model: Any,
+    tokenizer: Any,
+    settings: ExplainConfig,
+    resolved: Resolved,
+) -> tuple[str, bool, str]:
+    """The response's text, whether it came to its end, and where it is from."""
+    if settings.response:
+        path = Path(settings.response)
+        try:
+            return path.read_text("utf-8").removesuffix("\n"), True, f"the file {path.name}"
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"the response {settings.response!r} cannot be read ({error}): a UTF-8 text is wanted"
+            ) from error
+    arm = settings.arm or ("base" if one.is_base else "trained")
+    stored = {} if run is None or settings.resample else evaluate.stored_responses(run, arm)
+    if example.id in stored:
+        kept = stored[example.id]
+        return kept.text, not kept.is_truncated, f"the run's stored response of `{arm}`"
+    if settings.arm:
+        raise RunError(
+            f"{one.source} has no stored response of arm {arm!r} to example {example.id!r}: leave out --arm to "
+            "sample one"
+        )
+    generator = TransformersGenerator(
+        model,
+        tokenizer,
+        max_new_tokens=resolved.max_new_tokens,
+        batch_size=1,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        chat_template_kwargs=resolved.chat_template_kwargs,
+        think_open_tag=resolved.think_tags[0],
+        think_close_tag=resolved.think_tags[1],
+    )
+    say(f"Sampling a response to {example.id}")
+    (written,) = generator.generate([prompt])
+    how = f"sampled at temperature {settings.temperature:g}, seed {settings.seed}" if settings.temperature else "greedy"
+    return written.text, not written.is_truncated, how
+
+
+def _prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], resolved: Resolved) -> list[int]:
+    return list(
+        tokenizer.apply_chat_template(
+            [dict(m) for m in messages], add_generation_prompt=True, return_dict=False, **resolved.chat_template_kwargs
+        )
+    )
+
+
+def _logits(model: Any, prompt: list[int], response: list[int], example_id: str) -> Tensor:
+    """(N, V): the logits that predict each token of the response, on the host."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and len(prompt) + len(response) > positions:
+        raise PromptTooLong(
+            f"prompt and response of example {example_id} have {len(prompt) + len(response):,} tokens, the model has "
+            f"{positions:,} positions: nothing is cut, so take a shorter response (--max_new_tokens) or another example"
+        )
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        ids = torch.tensor([prompt + response], device=model.device)
+        # Logits at t predict token t + 1; the last ones predict nothing here.
+        logits_NV = model(input_ids=ids, logits_to_keep=len(response) + 1).logits[0, :-1]
+    model.train(was_training)
+    return logits_NV.float().cpu()
+
+
+def token_rows(
+    student_NV: Tensor,
+    teacher_NV: Tensor,
+    ids: Sequence[int],
+    in_loss: Sequence[bool],
+    tokenizer: Any,
+    spec: DivergenceSpec,
+    top_words: int,
+) -> list[dict[str, Any]]:
+    """One row a response token.
+
+    Returns:
+        `t` its text; `d` and `c` the divergence before and after the clip, in nats; `m` whether it is in the loss; `x`
+        on special tokens alone; `pt`, `ps` the probability that teacher and student give it; `T`, `S` their likeliest
+        words with probabilities. Probabilities are at the loss temperature.
+    """
+    texts, word = token_texts(ids, tokenizer), _Words(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(ids), LOGIT_TOKENS):
+        part = slice(start, start + LOGIT_TOKENS)
+        found = divergence(student_NV[part], teacher_NV[part], spec)
+        p_student, p_teacher = ((x[part] / spec.temperature).softmax(-1) for x in (student_NV, teacher_NV))
+        tops = [p.topk(min(top_words, p.size(-1)), dim=-1) for p in (p_teacher, p_student)]
+        for i, token in enumerate(ids[part]):
+            teacher_words, student_words = (
+                [
+                    [word(int(w)), _short(float(p))]
+                    for w, p in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
+                ]
+                for top in tops
+            )
+            rows.append(
+                {
+                    "t": texts[start + i],
+                    "d": _short(float(found.unclipped_N[i])),
+                    "c": _short(float(found.clipped_N[i])),
+                    "m": bool(in_loss[start + i]),
+                    **({"x": 1} if token in special else {}),
+                    "pt": _short(float(p_teacher[i, token])),
+                    "ps": _short(float(p_student[i, token])),
+                    "T": teacher_words,
+                    "S": student_words,
+                }
+            )
+    return rows
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the tokens in the loss, in nats a token, and how unevenly the divergence lies on them."""
+    kept = [r for r in rows if r["m"]]
+    if not kept:
+        return {"n_tokens": len(rows), "n_in_loss": 0, "mean": None, "mean_clipped": None, "top_tenth_share": None}
+    total = sum(r["d"] for r in kept)
+    most = sorted((r["d"] for r in kept), reverse=True)[: max(1, round(len(kept) / 10))]
+    return {
+        "n_tokens": len(rows),
+        "n_in_loss": len(kept),
+        "mean": total / len(kept),
+        "mean_clipped": sum(r["c"] for r in kept) / len(kept),
+        "top_tenth_share": sum(most) / total if total > 0 else None,
+    }
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Each token's part of the text; joined, they are the text. Of tokens that share a character, the last has it."""
+    texts, told = [], 0
+    whole = ""
+    for n in range(1, len(ids) + 1):
+        whole = tokenizer.decode(list(ids[:n]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        complete = whole if n == len(ids) else whole.rstrip(REPLACEMENT)
+        texts.append(complete[told:])
+        told = max(told, len(complete))
+    return texts
+
+
+class _Words:
+    """A token as it reads inside a text: after a letter, which some decoders need to keep a leading space."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._anchor = list(tokenizer.encode("a", add_special_tokens=False))[-1:]
+        self._lead = self._decode(self._anchor)
+        self._known: dict[int, str] = {}
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def __call__(self, token: int) -> str:
+        if token not in self._known:
+            text = self._decode([*self._anchor, token])
+            self._known[token] = text[len(self._lead) :] if text.startswith(self._lead) else self._decode([token])
+        return self._known[token]
+
+
+def _short(value: float) -> float:
+    """Five significant digits: what a page can show, and not more bytes than that."""
+    return float(f"{value:.5g}")
+
+
+__all__ = ["ExplainConfig", "explain", "resolve", "summary", "token_rows", "token_texts"]

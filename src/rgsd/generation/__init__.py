@@ -1,0 +1,27 @@
+"""Generation for evaluation: conversations -> responses, through transformers, vLLM, or an OpenAI-compatible server.
+
+Greedy by default, as in the paper. Greedy here means the most likely token of the model's own distribution: what a
+checkpoint's generation_config.json says about sampling (Qwen's repetition_penalty 1.05, top_k 20, ...) is left aside,
+and only its end-of-sequence tokens are kept. Whoever wants other settings sets them in plain sight.
+
+A response depends on the prompt and on the settings, not on which other prompts are asked for or in which order:
+sampling is seeded by the seed and the prompt together. So an evaluation that was killed asks for what is missing, and
+gets what it would have got; and the same prompt twice gets the same response twice (take another seed for another).
+"""
+
+from rgsd.generation._interface import Conversation, Done, Generator, Response, prompt_seed
+from rgsd.generation._server import ServerGenerator
+from rgsd.generation._transformers import TransformersGenerator, generate
+from rgsd.generation._vllm import VllmGenerator
+
+__all__ = [
+    "Conversation",
+    "Done",
+    "Generator",
+    "Response",
+    "ServerGenerator",
+    "TransformersGenerator",
+    "VllmGenerator",
+    "generate",
+    "prompt_seed",
+]

@@ -1,0 +1,239 @@
+"""What the laboratory's runs say: figures of each arm, and the claims, each with its interval and its verdict.
+
+Everything is computed from the rows in the run folders. With several seeds, each of which is a task of its own, an
+interval is Student's over the seeds' means, which holds both the chance of the training and that of the prompts. With
+one seed it is the bootstrap over prompts, which knows nothing of the chance of the training, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rgsd.lab.running import BASE_ARMS, Job
+from rgsd.lab.world import World
+from rgsd.prompts import mentions_rubric
+from rgsd.runs import METRICS, SAMPLES, open_run
+from rgsd.statistics import interval, latest
+
+# Student's 97.5 % quantile by degrees of freedom; beyond the table the last is a little too wide.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+MEASURES = {
+    "satisfaction": "rubric satisfaction",
+    "tokens": "tokens of a response",
+    "false_share": "false claims, as a share",
+    "stated": "facts stated in a response",
+    "names_rubric": "responses that speak of a rubric, as a share",
+}
+"""Figures of a prompt -> what they are."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm at one seed.
+
+    Args:
+        arm: its name; one of `BASE_ARMS` for the untrained model, with the task's name where that is another.
+        seed: of the task and the training.
+        values: measure -> one value a held-out prompt, in the order of the examples' ids.
+        rollouts, rollout_tokens: sampled in training.
+        judge_calls: responses judged in training.
+        seconds: of the training command, on one core.
+    """
+
+    arm: str
+    seed: int
+    values: dict[str, np.ndarray]
+    rollouts: int = 0
+    rollout_tokens: int = 0
+    judge_calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean with its 95 % interval. `n_seeds` 1: over prompts alone."""
+
+    mean: float
+    low: float
+    high: float
+    n_seeds: int
+    n_prompts: int
+
+
+def read(job: Job) -> list[Measured]:
+    """The figures of a finished run: one entry for an arm, three for the untrained model."""
+    run = open_run(job.home)
+    world = World(task_seed=job.seed, generality=job.task.generality)
+    rows = latest(run.read_lines(SAMPLES))
+    if job.arm is None:
+        suffix = job.task.name.removeprefix("task")
+        return [Measured(f"{arm}{suffix}", job.seed, _values(rows, arm, world)) for arm in BASE_ARMS]
+    metrics = run.read_lines(METRICS)
+    lengths = [m["completions/mean_length"] for m in metrics if "completions/mean_length" in m]
+    rollouts = sum("completions/mean_length" in m for m in metrics) * int(run.meta.get("rollouts_per_step", 0))
+    tokens = round(sum(lengths) * int(run.meta.get("rollouts_per_step", 0)))
+    if sampled := run.meta.get("conditioned_responses"):
+        rollouts, tokens = sampled["n_sampled"], sampled["n_tokens"]
+    return [
+        Measured(
+            job.arm.name,
+            job.seed,
+            _values(rows, "trained", world),
+            rollouts=rollouts,
+            rollout_tokens=tokens,
+            judge_calls=rollouts if job.arm.command == "grpo" else 0,
+            seconds=float(run.meta["seconds"]),
+        )
+    ]
+
+
+def _values(rows: Sequence[Mapping[str, Any]], arm: str, world: World) -> dict[str, np.ndarray]:
+    own = sorted((r for r in rows if r["arm"] == arm), key=lambda r: r["example_id"])
+    audits = [world.audit(r["example_id"].split("-")[0], r["judged_text"]) for r in own]
+    columns = {
+        "satisfaction": [r["score"] for r in own],
+        "tokens": [r["n_tokens"] for r in own],
+        "false_share": [a.n_false / max(1, a.n_true + a.n_false) for a in audits],
+        "stated": [a.n_true + a.n_false for a in audits],
+        "names_rubric": [float(mentions_rubric(r["response"])) for r in own],
+    }
+    return {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
+
+
+class Figures:
+    """All runs of a laboratory."""
+
+    def __init__(self, measured: Sequence[Measured]) -> None:
+        self._of: dict[str, dict[int, Measured]] = {}
+        for one in measured:
+            self._of.setdefault(one.arm, {})[one.seed] = one
+
+    @property
+    def arms(self) -> list[str]:
+        """Their names, the untrained model first."""
+        return list(self._of)
+
+    def of(self, arm: str) -> list[Measured]:
+        """An arm's runs, by seed."""
+        return [self._of[arm][seed] for seed in sorted(self._of[arm])]
+
+    def level(self, arm: str, measure: str = "satisfaction") -> Spread:
+        """An arm's mean."""
+        return _spread([m.values[measure] for m in self.of(arm)])
+
+    def difference(self, arm: str, other: str, measure: str = "satisfaction") -> Spread:
+        """Arm minus other, on the same prompts, over the seeds that both have."""
+        seeds = sorted(set(self._of[arm]) & set(self._of[other]))
+        pairs = [(self._of[arm][s].values[measure], self._of[other][s].values[measure]) for s in seeds]
+        return _spread([a - b for a, b in pairs])
+
+    def cost(self, arm: str, what: str) -> float:
+        """The mean over seeds of rollouts, rollout_tokens, judge_calls or seconds."""
+        return float(np.mean([getattr(m, what) for m in self.of(arm)]))
+
+
+def _spread(by_seed: Sequence[np.ndarray]) -> Spread:
+    means = [float(v.mean()) for v in by_seed]
+    n_prompts = sum(len(v) for v in by_seed)
+    if len(means) == 1:
+        found = interval(by_seed[0].tolist(), n_resamples=2_000)
+        return Spread(found.mean, found.low, found.high, 1, n_prompts)
+    half = T_975[min(len(means) - 1, len(T_975)) - 1] * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+    mean = float(np.mean(means))
+    return Spread(mean, mean - half, mean + half, len(means), n_prompts)
+
+
+# --- Claims ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper, or a later one, says.
+
+    Args:
+        text: what is claimed.
+        arm, other: whose difference decides it.
+        measure: of `MEASURES`.
+        kind: "more" (arm above other), "less", "no less" (not below by more than `margin`), "same" (within it).
+        margin: in the measure's unit.
+        source: who says so.
+    """
+
+    text: str
+    arm: str
+    other: str
+    measure: str = "satisfaction"
+    kind: str = "more"
+    margin: float = 0.05
+    source: str = "2606.12507"
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim("The base does better when it is shown the rubric: the conditioning gap.", "base+rubric", "base"),
+    Claim("RGSD raises satisfaction on held-out prompts.", "rgsd", "base"),
+    Claim("The right rubric is what teaches: a mismatched one does worse.", "rgsd", "mismatched", source="2606.19327"),
+    Claim("A teacher that is shown nothing teaches nothing.", "none", "base", kind="same", source="control"),
+    Claim("RGSD is on a par with judge-GRPO at equal prompts.", "rgsd", "grpo", kind="no less"),
+    Claim("RGSD is ahead of judge-GRPO at about equal seconds.", "rgsd", "grpo-equal-seconds", source="this lab"),
+    Claim("GRPO's responses grow longer than RGSD's.", "grpo", "rgsd", "tokens"),
+    Claim("GRPO's responses hold more false claims than RGSD's.", "grpo", "rgsd", "false_share"),
+    Claim("On-policy distillation beats fine-tuning on the teacher's responses.", "rgsd", "sft", source="2601.18734"),
+    Claim("The paper's clip of 0.05, taken an entry at a time, does no harm.", "entry-0.05", "rgsd", kind="no less"),
+    Claim("The same cap on a token's sum learns less.", "token-0.05", "entry-0.05", kind="less", source="METHOD"),
+    Claim("Forward KL does better than Jensen-Shannon.", "beta-0", "rgsd", source="2601.18734"),
+    Claim("Reverse KL does better than Jensen-Shannon.", "beta-1", "rgsd", source="this lab"),
+    Claim("The raw rubric beats a self-written reference.", "rgsd", "reference"),
+    Claim("A reference beside the rubric adds nothing.", "both", "rgsd", kind="same", source="this lab"),
+    Claim("A frozen teacher is as good as a moving average.", "rgsd", "ema", kind="no less", source="SDFT"),
+    Claim("A live teacher is no better than a frozen one.", "rgsd", "live", kind="no less", source="this lab"),
+    Claim("LoRA learns as much as full training.", "lora", "rgsd", kind="no less", source="this lab"),
+    Claim("Without the think-mask, reasoning learns to name the rubric.", "think-unmasked", "think", "names_rubric"),
+    Claim("The think-mask costs no satisfaction.", "think", "think-unmasked", kind="no less"),
+    Claim(
+        "What is learnt reaches only as far as rubrics generalise.", "generality-0", "rgsd", kind="less", source="lab"
+    ),
+    Claim("A stronger judge makes a better GRPO.", "judge-exact", "judge-wrong-0.3"),
+    Claim("With the strongest judge, GRPO beats RGSD at equal prompts.", "grpo", "rgsd"),
+    Claim("A lenient judge is hacked: responses grow.", "judge-lenient", "judge-exact", "stated"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim with what the runs say of it."""
+
+    claim: Claim
+    difference: Spread
+    verdict: str
+
+
+def decide(claim: Claim, found: Spread) -> str:
+    """reproduced, reversed, or not reproduced, by where the whole interval lies."""
+    low, high, margin = found.low, found.high, claim.margin
+    if claim.kind == "less":
+        low, high = -high, -low
+    if claim.kind in ("more", "less"):
+        return "reproduced" if low > 0 else "reversed" if high < 0 else "not reproduced"
+    if claim.kind == "no less":
+        return "reproduced" if low > -margin else "reversed" if high < -margin else "not reproduced"
+    if claim.kind == "same":
+        inside = low > -margin and high < margin
+        return "reproduced" if inside else "reversed" if low > margin or high < -margin else "not reproduced"
+    raise ValueError(f"unknown kind of claim {claim.kind!r}")
+
+
+def findings(figures: Figures, claims: Sequence[Claim] = CLAIMS) -> list[Finding]:
+    """The claims whose arms were run, decided."""
+    there = set(figures.arms)
+    found = []
+    for claim in claims:
+        if {claim.arm, claim.other} <= there:
+            difference = figures.difference(claim.arm, claim.other, claim.measure)
+            found.append(Finding(claim, difference, decide(claim, difference)))
+    return found

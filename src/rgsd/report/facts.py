@@ -1,0 +1,541 @@
+"""Run folders -> the numbers and sentences of a report. Plain data: everything here can be written as JSON.
+
+Whatever a run lacks is a sentence in `RunFacts.problems`, never an error: an unfinished run has a report too. Only a
+folder that is no run is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgsd import compare, statistics
+from rgsd.errors import RGSDError, RunError
+from rgsd.prompts import mentions_rubric
+from rgsd.runs import METRICS, RESPONSES, RESULTS, ROLLOUTS, SAMPLES, Run, open_run
+
+TOKEN_MAPS = "explanations.jsonl"
+"""Token maps that `rgsd explain --keep` left in a run's folder."""
+MOST_GROUPS = 12
+"""Groups of criteria shown, and recurring criteria; the won first, the lost last."""
+TOO_FEW_PROMPTS = 10
+"""Below so many prompts no colour says that a change is beyond its interval."""
+FEW_PROMPTS = 30
+"""Below so many prompts a bootstrap interval is itself uncertain, and the page says so."""
+DEFAULT_BATCH = 8
+"""Of transformers: prompts a device and micro-batch where the recipe says nothing."""
+
+TRAINING = ("rgsd", "grpo", "sft")
+"""Kinds of runs that train; the others measure."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Arm:
+    """One policy of one run under one judge.
+
+    Args:
+        run, name: the run's label and the arm's name in it.
+        rows: its judged responses, one a prompt.
+        score: mean, low, high, n; None when nothing was scored.
+        gain: the same of the paired difference to the run's baseline; None for the baseline itself.
+        role: baseline, shown (the baseline that reads the rubric), trained, or other.
+        leaking: the prompts whose response speaks of a rubric.
+        coverage: share of the criteria that were scored.
+        tokens: mean, median and 95th percentile of the responses' lengths; None where they are unknown.
+        truncated: share of the responses that were cut off.
+        usage: what judging it cost.
+    """
+
+    run: str
+    name: str
+    rows: list[dict[str, Any]]
+    score: dict[str, Any] | None
+    gain: dict[str, Any] | None
+    role: str
+    leaking: frozenset[str]
+    coverage: float
+    tokens: dict[str, float] | None
+    truncated: float | None
+    usage: dict[str, Any]
+
+    @property
+    def leak_rate(self) -> float:
+        """Share of the responses that speak of a rubric."""
+        return len(self.leaking) / len(self.rows)
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a run cost. None where its files do not say.
+
+    Args:
+        steps: optimizer steps taken.
+        rollouts: responses sampled in training.
+        sampled_tokens: their tokens, from the logged mean lengths.
+        train_seconds, total_seconds: of the training steps, and of the whole run with its evaluations.
+        phases: seconds by phase of a step.
+        train_calls, train_cached, train_price: of the judge in training; RGSD has none.
+        eval_calls, eval_cached, eval_price: of the judge in the evaluation. Prices are US dollars.
+    """
+
+    steps: int = 0
+    rollouts: int | None = None
+    sampled_tokens: int | None = None
+    train_seconds: float | None = None
+    total_seconds: float | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    train_calls: int | None = None
+    train_cached: int | None = None
+    train_price: float | None = None
+    eval_calls: int = 0
+    eval_cached: int = 0
+    eval_price: float | None = None
+
+
+@dataclass(slots=True)
+class RunFacts:
+    """One run.
+
+    Args:
+        label: its name on the page.
+        run: the open folder.
+        kind: rgsd, grpo, sft, eval, gap or other.
+        judge: whose verdicts are shown; None without any.
+        judges: all that judged it.
+        arms: in the order of the evaluation.
+        steps: logged steps, the last line of each step.
+        cost: what it cost.
+        change: `rgsd.compare.difference` from baseline to the trained arm; None where either is missing.
+        maps: its token maps.
+        problems: what is missing or doubtful, in sentences.
+        advice: what `rgsd gap` concluded.
+    """
+
+    label: str
+    run: Run
+    kind: str
+    judge: str | None
+    judges: list[str]
+    arms: list[Arm]
+    steps: list[dict[str, Any]]
+    cost: Cost
+    change: dict[str, Any] | None
+    maps: list[dict[str, Any]]
+    problems: list[str]
+    advice: list[str] = field(default_factory=list)
+
+    def role(self, role: str) -> Arm | None:
+        """The first arm with this role."""
+        return next((a for a in self.arms if a.role == role), None)
+
+
+@dataclass(slots=True)
+class Facts:
+    """Several runs, and what came of setting the others against the first (`rgsd.compare`).
+
+    Args:
+        runs: as named.
+        comparison: of `rgsd.compare.compare`; None for one run, or where they cannot be compared.
+        refusal: why they cannot.
+    """
+
+    runs: list[RunFacts]
+    comparison: dict[str, Any] | None = None
+    refusal: str | None = None
+
+
+def read(names: Sequence[str]) -> Facts:
+    """The facts of one run or more.
+
+    Raises:
+        RunError: for a folder that is no run, or one that is named twice.
+    """
+    folders = [Path(name) for name in names]
+    if not folders:
+        raise RunError("got no run, wanted at least one: rgsd report RUN [RUN ...]")
+    resolved = [f.resolve() for f in folders]
+    if len(set(resolved)) < len(resolved):
+        twice = next(f for f in folders if resolved.count(f.resolve()) > 1)
+        raise RunError(f"got {twice} twice, wanted different runs")
+    short = [f.name for f in resolved]
+    labels = short if len(set(short)) == len(short) else [str(f) for f in folders]
+    runs = [_run(label, open_run(folder)) for label, folder in zip(labels, folders, strict=True)]
+    if len(runs) == 1:
+        return Facts(runs)
+    return _compared(runs)
+
+
+def _run(label: str, run: Run) -> RunFacts:
+    settings, problems = run.settings or {}, []
+    rows = statistics.latest(_lines(run, SAMPLES, problems))
+    judges = list(dict.fromkeys(r.get("judge") or "unknown" for r in rows))
+    judge = judges[0] if judges else None
+    rows = [r for r in rows if (r.get("judge") or "unknown") == judge]
+    steps = _steps(_lines(run, METRICS, problems))
+    kind = _kind(settings, steps)
+    arms = _arms(label, run, rows)
+    facts = RunFacts(label, run, kind, judge, judges, arms, steps, Cost(), None, [], problems)
+    facts.cost = _cost(facts)
+    facts.maps = _maps(_lines(run, TOKEN_MAPS, problems))
+    if kind == "gap":
+        facts.advice = [str(s) for s in _results(run).get("advice") or ()]
+    before, after = facts.role("baseline"), facts.role("trained")
+    if before and after:
+        facts.change = compare.difference(before.rows, after.rows, seed=_seed(settings))
+    problems.extend(_missing(facts))
+    return facts
+
+
+def _lines(run: Run, name: str, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        return run.read_lines(name)
+    except RunError as error:
+        problems.append(f"{name} cannot be read, and is left out: {error}")
+        return []
+
+
+def _kind(settings: Mapping[str, Any], steps: Sequence[Row]) -> str:
+    if "templates" in settings and "models" in settings:
+        return "gap"
+    if "models" in settings:
+        return "eval"
+    if "responses_per_prompt" in settings:
+        return "sft"
+    if "num_generations" in settings or any("reward" in s for s in steps):
+        return "grpo"
+    return "rgsd" if "clip_threshold" in settings else "other"
+
+
+def _seed(settings: Mapping[str, Any]) -> int:
+    return int(settings.get("seed") or 0) if "models" in settings else int(settings.get("seed", 42))
+
+
+def _steps(lines: Sequence[Row]) -> list[dict[str, Any]]:
+    """The logged steps in order; of a step that a resumed run took twice, the later line."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if "loss" in line and isinstance(line.get("step"), int):
+            found[line["step"]] = dict(line)
+    return [found[step] for step in sorted(found)]
+
+
+def _maps(lines: Sequence[Row]) -> list[dict[str, Any]]:
+    """The token maps, the last of each example and policy."""
+    return list({(m.get("example_id"), m.get("policy")): dict(m) for m in lines if m.get("tokens")}.values())
+
+
+# --- Arms -----------------------------------------------------------------------------------------------------------
+
+
+def _arms(label: str, run: Run, rows: Sequence[dict[str, Any]]) -> list[Arm]:
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["arm"], []).append(row)
+    names = list(by_name)
+    if not names:
+        return []
+    baseline = _baseline(run, names)
+    trained = "trained" if "trained" in by_name else next((n for n in reversed(names) if "+" not in n), None)
+    shown = next((n for n in names if n.startswith(f"{baseline}+")), None)
+    roles = {trained: "trained", shown: "shown", baseline: "baseline"}  # the last entry of a name counts
+    seed = _seed(run.settings or {})
+    return [
+        _arm(
+            label, name, by_name[name], by_name[baseline] if name != baseline else None, roles.get(name, "other"), seed
+        )
+        for name in names
+    ]
+
+
+def _baseline(run: Run, names: Sequence[str]) -> str:
+    named = _results(run).get("baseline")
+    return str(named) if named in names else "base" if "base" in names else names[0]
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """The table that the run itself wrote; nothing where there is none that can be read."""
+    try:
+        found = json.loads((run.folder / RESULTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _arm(
+    label: str, name: str, rows: list[dict[str, Any]], baseline: list[dict[str, Any]] | None, role: str, seed: int
+) -> Arm:
+    scored = [r["score"] for r in rows if r["score"] is not None]
+    scorings = {r["scoring"] for r in rows}
+    scoring = scorings.pop() if len(scorings) == 1 else "satisfaction"
+    gain = None if baseline is None else statistics.paired_difference(baseline, rows, seed=seed)
+    tokens = [r["n_tokens"] for r in rows if r.get("n_tokens") is not None]
+    cut = [bool(r["is_truncated"]) for r in rows if r.get("is_truncated") is not None]
+    return Arm(
+        run=label,
+        name=name,
+        rows=rows,
+        score=asdict(statistics.interval(scored, scoring=scoring, seed=seed)) if scored else None,
+        gain=None if gain is None else asdict(gain),
+        role=role,
+        leaking=frozenset(
+            r["example_id"] for r in rows if mentions_rubric(statistics.text_of(r), r.get("question") or "")
+        ),
+        coverage=float(statistics.scored_shares(rows)["criteria_share"] or 0.0),
+        tokens=statistics.spread(tokens),
+        truncated=float(np.mean(cut)) if cut else None,
+        usage=statistics.usage_totals(rows),
+    )
+
+
+# --- Cost -----------------------------------------------------------------------------------------------------------
+
+
+def _cost(facts: RunFacts) -> Cost:
+    run, steps = facts.run, facts.steps
+    usages = [a.usage for a in facts.arms]
+    prices = [u["price"] for u in usages]
+    cost = Cost(
+        steps=steps[-1]["step"] if steps else 0,
+        total_seconds=run.meta.get("seconds"),
+        eval_calls=sum(u["calls"] for u in usages),
+        eval_cached=sum(u["cached"] for u in usages),
+        eval_price=math.fsum(prices) if all(p is not None for p in prices) else None,
+    )
+    if not steps or facts.kind not in TRAINING:
+        return cost
+    per_step = _rollouts_per_step(run)
+    # A line of the log stands for the steps since the line before: means over them, for counts and seconds alike.
+    weights = [s["step"] - before for s, before in zip(steps, [0, *(s["step"] for s in steps[:-1])], strict=True)]
+    cost.rollouts = cost.steps * per_step
+    judged = _judged_rollouts(run.folder / ROLLOUTS) if facts.kind == "grpo" else Usage()
+    if judged.n and not run.meta.get("resumed"):
+        cost.rollouts = judged.n
+        per_step = round(judged.n / cost.steps)
+    lengths = [s.get("response_length", s.get("completions/mean_length")) for s in steps]
+    if all(n is not None for n in lengths):
+        cost.sampled_tokens = round(sum(n * w * per_step for n, w in zip(lengths, weights, strict=True)))
+    cost.phases = {
+        phase: float(sum(s.get(f"seconds/{phase}", 0.0) * w for s, w in zip(steps, weights, strict=True)))
+        for phase in ("rollout", "teacher", "student", "update")
+        if any(f"seconds/{phase}" in s for s in steps)
+    }
+    seconds = [s.get("step_time") for s in steps]
+    if cost.phases:
+        cost.train_seconds = sum(cost.phases.values())
+    elif all(s is not None for s in seconds):
+        cost.train_seconds = float(sum(s * w for s, w in zip(seconds, weights, strict=True)))  # pyright: ignore
+    if facts.kind == "sft":
+        # Sampled once, before its steps, from the model that sees the rubric.
+        sampled = run.meta.get("conditioned_responses") or {}
+        cost.rollouts, cost.sampled_tokens = sampled.get("n_sampled"), sampled.get("n_tokens")
+    if facts.kind in ("rgsd", "sft"):
+        cost.train_calls, cost.train_cached, cost.train_price = 0, 0, 0.0
+    elif judged.n:
+        cost.train_calls, cost.train_cached, cost.train_price = judged.calls, judged.cached, judged.price
+    elif all("judge/calls" in s for s in steps):
+        cost.train_calls = round(sum(s["judge/calls"] * w for s, w in zip(steps, weights, strict=True)))
+        cost.train_cached = round(sum(s["judge/cached"] * w for s, w in zip(steps, weights, strict=True)))
+        cost.train_price = steps[-1].get("judge/total_dollars")
+    return cost
+
+
+@dataclass(slots=True)
+class Usage:
+    """Judged rollouts, and what judging them cost; the price is None where that of any is unknown."""
+
+    n: int = 0
+    calls: int = 0
+    cached: int = 0
+    price: float | None = 0.0
+
+
+def _judged_rollouts(path: Path) -> Usage:
+    """All rollouts of a GRPO run, a line at a time: there can be a million."""
+    found = Usage()
+    if not path.is_file():
+        return found
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                used = json.loads(line).get("usage") or {}
+            except ValueError:  # half a line at the end of a killed run
+                continue
+            found.n += 1
+            found.calls += used.get("calls") or 0
+            found.cached += used.get("cached") or 0
+            price = used.get("price")
+            found.price = None if found.price is None or price is None else found.price + price
+    return found
+
+
+def _rollouts_per_step(run: Run) -> int:
+    settings = run.settings or {}
+    noted = run.meta.get("rollouts_per_step")
+    if noted:
+        return int(noted)
+    batch = settings.get("per_device_train_batch_size", DEFAULT_BATCH)
+    return int(batch) * int(settings.get("gradient_accumulation_steps", 1))
+
+
+# --- What is missing ------------------------------------------------------------------------------------------------
+
+
+def _missing(facts: RunFacts) -> list[str]:
+    run, said = facts.run, []
+    status = run.meta.get("status", "unknown")
+    if status != "finished":
+        how = "`--resume_from_checkpoint true` goes on with it" if facts.kind in TRAINING else ""
+        how = how or "the same command goes on with it"
+        said.append(f"This run is not finished (its status is {status!r}): what is here is what there was; {how}.")
+    if not facts.arms:
+        kept = run.folder / RESPONSES
+        said.append(
+            "Responses were written, but none was judged yet."
+            if kept.is_file() and kept.stat().st_size
+            else f"Nothing was measured in this run: `rgsd eval {run.folder}:base {run.folder}` measures it."
+        )
+    elif facts.kind in TRAINING and not facts.role("trained"):
+        said.append("The trained policy has not been measured: there is a before, and no after.")
+    if facts.kind in TRAINING and not facts.steps:
+        said.append("No training step was logged.")
+    counts = {a.name: len(a.rows) for a in facts.arms}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {n}" for name, n in counts.items())
+        said.append(f"The arms were not measured on equally many prompts ({told}).")
+    for arm in facts.arms:
+        if arm.coverage < compare.ENOUGH_SCORED:
+            said.append(
+                f"Only {100 * arm.coverage:.1f} % of the criteria of {arm.name} were scored: its score rests on these."
+            )
+    if len(facts.judges) > 1:
+        said.append(f"Verdicts shown are those of {facts.judge}; also judged by {', '.join(facts.judges[1:])}.")
+    return said
+
+
+# --- In words -------------------------------------------------------------------------------------------------------
+
+
+def verdict(facts: RunFacts) -> list[str]:
+    """What a run shows, in plain sentences; the first one is the headline."""
+    if facts.advice:
+        return list(facts.advice)
+    before, shown, after = (facts.role(r) for r in ("baseline", "shown", "trained"))
+    said: list[str] = []
+    if after is None or after.gain is None or before is None:
+        only = [a for a in facts.arms if a.score]
+        if shown and shown.gain and facts.kind in (*TRAINING, "gap"):
+            said.append(f"Before training, the rubric in the prompt is worth {spoken(shown.gain)} to this model.")
+        elif only:
+            score = only[0].score or {}
+            said.append(f"{only[0].name} scores {score['mean']:.3f} on {score['n']} prompts.")
+        else:
+            said.append("Nothing was scored, so there is no result to show.")
+        return said
+    gain, name = after.gain, "Training" if after.name == "trained" and facts.kind in TRAINING else after.name
+    if gain["low"] > 0:
+        said.append(f"{name} raised the score by {spoken(gain)}, on {gain['n']} prompts.")
+    elif gain["high"] < 0:
+        said.append(f"{name} lowered the score by {spoken(_negated(gain))}, on {gain['n']} prompts.")
+    else:
+        said.append(
+            f"No change is shown: the score moved by {spoken(gain)} on {gain['n']} prompts, an interval around zero."
+        )
+    if shown and shown.gain and shown.gain["low"] > 0:
+        share = gain["mean"] / shown.gain["mean"]
+        said.append(
+            f"Showing the untrained model the rubric is worth {spoken(shown.gain)}: that is what there was to learn."
+        )
+        if gain["low"] > 0:
+            said[-1] += f" Shown nothing, {after.name} reaches {100 * share:.0f} % of it."
+    elif shown and shown.gain:
+        said.append(
+            f"Showing the untrained model the rubric is worth {spoken(shown.gain)}, no more than chance: the teacher "
+            "had nothing to teach."
+        )
+    said.extend(_doubts(facts, gain, after))
+    return said
+
+
+def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
+    said = []
+    if gain["n"] < TOO_FEW_PROMPTS:
+        said.append(f"{gain['n']} prompts are too few: the interval means next to nothing. Take this as a try-out.")
+    elif gain["n"] < FEW_PROMPTS:
+        said.append(f"{gain['n']} prompts are few: with other prompts the result may well differ.")
+    enrichment = (facts.run.settings or {}).get("enrichment", "rubric")
+    if facts.kind == "rgsd" and enrichment == "rubric" and gain["low"] > 0:
+        said.append(
+            "This run alone cannot say whether the right rubric mattered: the control with another prompt's rubric "
+            "(`--enrichment mismatched`) does."
+        )
+    if facts.kind == "sft":
+        said.append("This run is a control: it was fine-tuned on the responses of the model that sees the rubric.")
+    if facts.kind == "rgsd" and enrichment in ("mismatched", "none"):
+        shown = "another prompt's rubric" if enrichment == "mismatched" else "no rubric"
+        said.append(f"This run is a control: its teacher was shown {shown}.")
+    if facts.kind in TRAINING:
+        said.append("One run with one seed: the intervals are over prompts, not over repeated training.")
+    if facts.judge == "checks":
+        said.append("Judged by programmatic checks, which read form and coverage, not whether a claim is true.")
+    elif facts.kind == "grpo" and facts.judge == _reward_judge(facts):
+        said.append("This judge is also the reward that GRPO was trained on: measure it with another one too.")
+    if after.leak_rate > 0:
+        said.append(f"{100 * after.leak_rate:.0f} % of the trained responses speak of a rubric or its criteria.")
+    return said
+
+
+def _reward_judge(facts: RunFacts) -> str | None:
+    return facts.judges[0] if facts.judges else None
+
+
+def spoken(found: Mapping[str, Any]) -> str:
+    """A difference of scores in points, with its interval: "22.8 points (95 % interval 16.4 to 28.7)"."""
+    return f"{100 * found['mean']:.1f} points (95 % interval {100 * found['low']:.1f} to {100 * found['high']:.1f})"
+
+
+def _negated(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mean": -found["mean"], "low": -found["high"], "high": -found["low"], "n": found["n"]}
+
+
+# --- Several runs ---------------------------------------------------------------------------------------------------
+
+
+def _compared(runs: list[RunFacts]) -> Facts:
+    """The others against the first: each one's trained arm, or its only one."""
+    named = []
+    for facts in runs:
+        arm = facts.role("trained") or facts.role("baseline")
+        if arm is None:
+            return Facts(runs, refusal=f"{facts.label} has no judged responses, so the runs cannot be compared.")
+        named.append(f"{facts.run.folder}:{arm.name}")
+    try:
+        contenders = compare.read_contenders(named)
+        return Facts(runs, comparison=compare.compare(contenders, seed=_seed(runs[0].run.settings or {})))
+    except RGSDError as error:
+        return Facts(runs, refusal=str(error))
+
+
+def cost_sentence(runs: Sequence[RunFacts]) -> str | None:
+    """RGSD's cost beside GRPO's, where both are there and took the same held-out data."""
+    rgsd, grpo = (next((r for r in runs if r.kind == k and r.cost.rollouts), None) for k in ("rgsd", "grpo"))
+    if rgsd is None or grpo is None:
+        return None
+    prints = [r.run.meta.get("held_out_fingerprint") for r in (rgsd, grpo)]
+    if None in prints or len(set(prints)) > 1:
+        return None
+    parts = [f"{rgsd.cost.rollouts:,} against {grpo.cost.rollouts:,} sampled responses"]
+    if rgsd.cost.sampled_tokens and grpo.cost.sampled_tokens:
+        parts.append(f"{rgsd.cost.sampled_tokens:,} against {grpo.cost.sampled_tokens:,} sampled tokens")
+    calls = (grpo.cost.train_calls or 0) + (grpo.cost.train_cached or 0)
+    parts.append(f"no judge call against {calls:,}" if calls else f"none judged against {grpo.cost.rollouts:,}")
+    if rgsd.cost.train_seconds and grpo.cost.train_seconds:
+        parts.append(f"{rgsd.cost.train_seconds:,.0f} s against {grpo.cost.train_seconds:,.0f} s of training steps")
+    return f"{rgsd.label} (RGSD) beside {grpo.label} (GRPO), on the same held-out prompts: {'; '.join(parts)}."

@@ -1,0 +1,12 @@
+"""`rgsd`, with the one line of TRL's client that asks for a CUDA device told that there is one."""
+
+import sys
+
+from trl.generation.vllm_client import VLLMClient
+
+original = VLLMClient.init_communicator
+VLLMClient.init_communicator = lambda self, device=0: original(self, device="cuda")
+
+from rgsd.cli import main  # noqa: E402
+
+sys.exit(main(sys.argv[1:]))

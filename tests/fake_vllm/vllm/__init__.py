@@ -1,0 +1,12 @@
+"""What TRL's client imports of vLLM, without vLLM: the trainer's end of the protocol over a store instead of NCCL."""
+
+__version__ = "0.30.0"
+
+
+class LLM: ...
+
+
+class RequestOutput: ...
+
+
+class SamplingParams: ...

@@ -1,0 +1,176 @@
+"""The documentation: its commands parse, the first hour runs as written, and the site builds without a warning."""
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model
+
+from rgsd.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(rgsd [^`]+)`")
+
+RUN_FOR_REAL = {
+    "init": "test_init.py",
+    "doctor": "test_doctor.py",
+    "train": "test_cli.py",
+    "grpo": "test_cli.py",
+    "eval": "test_cli.py",
+    "export": "test_cli.py",
+    "data": "test_cli.py",
+    "report": "report/test_report.py",
+    "explain": "report/test_explain.py",
+    "compare": "test_compare.py",
+    "judge": "test_agreement.py",
+}
+"""Commands that a test runs as a user does, by name, and where."""
+
+
+def commands(page):
+    """(line, is_block) of each `rgsd ...` in a page; a command over several lines is one."""
+    text = page.read_text("utf-8")
+    for kind, body in FENCE.findall(text):
+        if kind in ("", "sh", "bash", "console"):
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.strip().removeprefix("$ ").startswith("rgsd "):
+                    yield line.strip().removeprefix("$ "), True
+    for line in INLINE.findall(FENCE.sub("", text)):
+        yield " ".join(line.split()), False
+
+
+FOUND = [(p, line, block) for p in PAGES for line, block in commands(p)]
+
+
+class Captured(Exception):
+    """Carries a command's parser out of it, before anything is parsed."""
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    """A command's option strings and the parser itself, asked of the command by stopping it where it parses."""
+    known = {}
+
+    def parser_of(words):
+        """The parser of a command (or of a subcommand), with the words that are left for it."""
+        name = words[0]
+        calls = {"judge": ["check", "x", "--judge", "y"], "gap": ["m"], "eval": ["m"], "explain": ["m"], "audit": ["r"]}
+        if name not in known:
+            known[name] = _capture(name, calls.get(name, []))
+        return known[name]
+
+    return parser_of
+
+
+def _capture(name, argv):
+    def stop(self, *args, **kwargs):
+        raise Captured(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        from trl import TrlParser
+
+        patch.setattr(TrlParser, "parse_args_and_config", stop)
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        with pytest.raises(Captured) as caught:
+            main([name, *argv])
+    return caught.value.args[0]
+
+
+JUDGE_SETTINGS = ("compare", "judge")
+"""Commands that pass the flags that they do not know to the judge's settings."""
+
+
+def flags_known(name, parser):
+    options = dict(parser._option_string_actions)
+    if name in JUDGE_SETTINGS:
+        import dataclasses
+
+        from rgsd.judges import JudgeConfig
+
+        options |= {f"--{f.name}": None for f in dataclasses.fields(JudgeConfig)}
+    if name == "explain":
+        options["-o"] = options["--output"]
+    return options | {"--config": None}
+
+
+@pytest.mark.parametrize(("page", "line", "block"), FOUND, ids=[f"{p.stem}: {line[:60]}" for p, line, _ in FOUND])
+def test_every_command_in_the_docs_names_a_command_and_flags_that_exist(parsers, page, line, block):
+    words = [w for w in shlex.split(line, comments=True)[1:] if not set(w) & set("[]<>") and w.strip(".")]
+    if not words or words[0] in ("COMMAND", "--help", "--version"):
+        return
+    assert words[0] in COMMANDS, f"{page.name}: unknown command in `{line}`"
+    options = flags_known(words[0], parsers(words))
+    for at, word in enumerate(words):
+        if not word.startswith("-") or word in ("--FIELD", "--judge_FIELD", "--help"):
+            continue
+        flag, _, value = word.partition("=")
+        assert flag in options, f"{page.name}: `{line}`: {words[0]} has no {flag}"
+        action = options[flag]
+        if action is not None and action.choices and not value and at + 1 < len(words):
+            value = words[at + 1]
+            allowed = [str(c) for c in action.choices]
+            assert value.upper() == value or value in allowed, f"{page.name}: `{line}`: {flag} takes {allowed}"
+
+
+def test_the_docs_have_commands_to_check():
+    assert len([1 for _, _, block in FOUND if block]) > 15
+    assert {line.split()[1] for _, line, _ in FOUND} >= {"train", "report", "explain", "gap", "eval"}
+
+
+@pytest.mark.parametrize(("name", "file"), sorted(RUN_FOR_REAL.items()))
+def test_commands_said_to_be_run_for_real_are(name, file):
+    text = (ROOT / "tests" / file).read_text("utf-8")
+    calls = (f'main(["{name}"', f'["{name}", ', f"from rgsd.cli.{name} import main")
+    assert any(call in text for call in calls), f"{file} does not run `rgsd {name}`"
+
+
+def test_the_recipes_and_files_that_the_docs_name_exist():
+    for page in PAGES:
+        for path in set(
+            re.findall(r"\b((?:recipes|docs|tests|src|benchmarks)/[\w./-]+\.\w+)", page.read_text("utf-8"))
+        ):
+            assert (ROOT / path).exists() or path == "docs/LAB.md", f"{page.name} names {path}, which is not there"
+
+
+def test_the_first_hour_runs_as_written(tmp_path, tokenizer, monkeypatch, capsys):
+    """Every command of docs/first-hour.md in its order, with a model and lengths that a unit test can afford."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model(tokenizer).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    small = {
+        "train": "--model_name_or_path model --max_steps 2 --max_completion_length 8 --eval_max_new_tokens 8 "
+        "--bf16 false --use_cpu true",
+        "explain": "--max_new_tokens 8",
+    }
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ran = []
+    for line, block in commands(ROOT / "docs" / "first-hour.md"):
+        if not block:
+            continue
+        name, *rest = shlex.split(line, comments=True)[1:]
+        rest = ["model" if word == "embedded-warm" else word for word in rest]
+        assert main([name, *rest, *small.get(name, "").split()]) == 0, line
+        ran.append(name)
+    assert ran == ["doctor", "init", "data", "explain", "train", "report", "export"]
+    assert (tmp_path / "my-model" / "config.json").is_file()
+    assert "Judged by programmatic checks" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    if shutil.which("mkdocs") is None and not (Path(sys.executable).parent / "mkdocs").exists():
+        pytest.skip("mkdocs is not installed: pip install 'rgsd[docs]'")
+    call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    settings = (tmp_path / "site" / "settings" / "index.html").read_text("utf-8")
+    assert "clip_threshold" in settings
+    assert "token_rows" in (tmp_path / "site" / "api" / "index.html").read_text("utf-8")
