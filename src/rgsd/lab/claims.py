@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rgsd.lab.running import BASE_ARMS, Job
-from rgsd.lab.world import World
+from rgsd.lab.world import Audit, World
 from rgsd.prompts import mentions_rubric
 from rgsd.runs import METRICS, SAMPLES, open_run
 from rgsd.statistics import interval, latest
@@ -28,6 +28,7 @@ MEASURES = {
     "tokens": "tokens of a response",
     "false_share": "false claims, as a share",
     "stated": "facts stated in a response",
+    "to_the_point": "stated facts that are true and were asked for, as a share",
     "names_rubric": "responses that speak of a rubric, as a share",
 }
 """Figures of a prompt -> what they are."""
@@ -101,9 +102,16 @@ def _values(rows: Sequence[Mapping[str, Any]], arm: str, world: World) -> dict[s
         "tokens": [r["n_tokens"] for r in own],
         "false_share": [a.n_false / max(1, a.n_true + a.n_false) for a in audits],
         "stated": [a.n_true + a.n_false for a in audits],
+        "to_the_point": [_to_the_point(r, a, world) for r, a in zip(own, audits, strict=True)],
         "names_rubric": [float(mentions_rubric(r["response"])) for r in own],
     }
     return {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
+
+
+def _to_the_point(row: Mapping[str, Any], audit: Audit, world: World) -> float:
+    topic, modifier = row["example_id"].split("-")[:2]
+    asked = {world.fact(topic, kind) for kind in world.ask(topic, modifier).kinds}
+    return len(asked & set(audit.claims)) / max(1, len(audit.claims))
 
 
 class Figures:
@@ -183,9 +191,10 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("RGSD is ahead of judge-GRPO at about equal seconds.", "rgsd", "grpo-equal-seconds", source="this lab"),
     Claim("GRPO's responses grow longer than RGSD's.", "grpo", "rgsd", "tokens"),
     Claim("GRPO's responses hold more false claims than RGSD's.", "grpo", "rgsd", "false_share"),
+    Claim("RGSD's responses are more to the point than GRPO's.", "rgsd", "grpo", "to_the_point", source="this lab"),
     Claim("On-policy distillation beats fine-tuning on the teacher's responses.", "rgsd", "sft", source="2601.18734"),
     Claim("The paper's clip of 0.05, taken an entry at a time, does no harm.", "entry-0.05", "rgsd", kind="no less"),
-    Claim("The same cap on a token's sum learns less.", "token-0.05", "entry-0.05", kind="less", source="METHOD"),
+    Claim("The same cap on a token's sum learns less.", "token-0.05", "entry-0.05", kind="less", source="this lab"),
     Claim("Forward KL does better than Jensen-Shannon.", "beta-0", "rgsd", source="2601.18734"),
     Claim("Reverse KL does better than Jensen-Shannon.", "beta-1", "rgsd", source="this lab"),
     Claim("The raw rubric beats a self-written reference.", "rgsd", "reference"),
@@ -196,11 +205,16 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("Without the think-mask, reasoning learns to name the rubric.", "think-unmasked", "think", "names_rubric"),
     Claim("The think-mask costs no satisfaction.", "think", "think-unmasked", kind="no less"),
     Claim(
-        "What is learnt reaches only as far as rubrics generalise.", "generality-0", "rgsd", kind="less", source="lab"
+        "What is learnt reaches only as far as rubrics generalise.",
+        "generality-0",
+        "rgsd",
+        kind="less",
+        source="this lab",
     ),
     Claim("A stronger judge makes a better GRPO.", "judge-exact", "judge-wrong-0.3"),
     Claim("With the strongest judge, GRPO beats RGSD at equal prompts.", "grpo", "rgsd"),
-    Claim("A lenient judge is hacked: responses grow.", "judge-lenient", "judge-exact", "stated"),
+    Claim("A judge that is kind to length trains a worse policy.", "judge-lenient", "judge-exact", kind="less"),
+    Claim("A judge that is kind to length makes responses grow.", "judge-lenient", "judge-exact", "tokens"),
 )
 
 

@@ -41,7 +41,17 @@ def show(figures: Figures, found: Sequence[Finding], folder: Path) -> None:
     n_seeds = max(len(figures.of(a)) for a in figures.arms)
     over = "over seeds" if n_seeds > 1 else "over prompts; one seed, so nothing about the chance of training"
     view = Table(title=f"Held-out rubric satisfaction (95 % interval {over})")
-    for column in ("arm", "score", "95 % interval", "tokens", "false", "rollouts", "judge calls", "seconds"):
+    for column in (
+        "arm",
+        "score",
+        "95 % interval",
+        "tokens",
+        "to the point",
+        "false",
+        "rollouts",
+        "judge calls",
+        "seconds",
+    ):
         view.add_column(column, justify="left" if column == "arm" else "right")
     for arm in figures.arms:
         view.add_row(arm, *_cells(figures, arm))
@@ -57,6 +67,7 @@ def _cells(figures: Figures, arm: str) -> list[str]:
         f"{level.mean:.3f}",
         f"{level.low:.3f} to {level.high:.3f}",
         f"{figures.level(arm, 'tokens').mean:.0f}",
+        f"{100 * figures.level(arm, 'to_the_point').mean:.0f} %",
         f"{100 * figures.level(arm, 'false_share').mean:.0f} %",
         *(f"{figures.cost(arm, what):,.0f}" for what in ("rollouts", "judge_calls", "seconds")),
     ]
@@ -98,23 +109,18 @@ def page(figures: Figures, arms: Sequence[Arm], found: Sequence[Finding], record
         "Greedy responses to held-out prompts, exact judge. Tokens and facts are of a response; seconds are of the "
         "training command on one core.",
         "",
-        "| arm | satisfaction | 95 % interval | tokens | facts | false | speaks of rubric | rollouts | "
+        "| arm | satisfaction | 95 % interval | tokens | facts | to the point | false | speaks of rubric | rollouts | "
         "rollout tokens | judge calls | seconds | what it is |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for arm in figures.arms:
-        score, tokens, false, n_rollouts, calls, seconds = _split_cells(figures, arm)
+        score, between, tokens, to_point, false, n_rollouts, calls, seconds = _cells(figures, arm)
         lines.append(
-            f"| {arm} | {score[0]} | {score[1]} | {tokens} | {figures.level(arm, 'stated').mean:.1f} | {false} | "
-            f"{100 * figures.level(arm, 'names_rubric').mean:.0f} % | {n_rollouts} | "
+            f"| {arm} | {score} | {between} | {tokens} | {figures.level(arm, 'stated').mean:.1f} | {to_point} | "
+            f"{false} | {100 * figures.level(arm, 'names_rubric').mean:.0f} % | {n_rollouts} | "
             f"{figures.cost(arm, 'rollout_tokens'):,.0f} | {calls} | {seconds} | {about.get(arm, 'untrained')} |"
         )
     return "\n".join([*lines, "", f"![Satisfaction of each arm, and what it cost]({PICTURE})", ""])
-
-
-def _split_cells(figures: Figures, arm: str) -> tuple[tuple[str, str], str, str, str, str, str]:
-    score, between, tokens, false, rollouts, calls, seconds = _cells(figures, arm)
-    return (score, between), tokens, false, rollouts, calls, seconds
 
 
 def draw(path: Path, figures: Figures) -> None:
