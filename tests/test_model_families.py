@@ -2,22 +2,28 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from qwen3_tokenizer import qwen3_tokenizer_dir
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen2Config,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from rgsd.config import RGSDConfig
+from rgsd.divergence import DivergenceSpec, divergence
+from rgsd.dry_run import small, stand_in_tokenizer
 from rgsd.trainer import RGSDTrainer, _head
 
 SMALL = {
@@ -101,3 +107,68 @@ def test_a_thinking_model_of_the_full_vocabulary_trains_on_its_answers_alone(qwe
     log = trainer.state.log_history[0]
     assert log["loss"] > 0
     assert 0.4 < log["masked_share"] < 0.9
+
+
+# --- The paper's families, and others, small but of their real configuration ------------------------------------------
+
+REAL = {
+    "Qwen2.5-3B": Qwen2Config(
+        vocab_size=151_936, hidden_size=2048, intermediate_size=11_008, num_hidden_layers=36, num_attention_heads=16,
+        num_key_value_heads=2, rope_theta=1_000_000.0, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    ),
+    "Qwen3-8B": Qwen3Config(
+        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0, rms_norm_eps=1e-6, tie_word_embeddings=False,
+    ),
+    "Llama-3.1-8B": LlamaConfig(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131_072, tie_word_embeddings=False,
+    ),
+    "Gemma-3-4B": Gemma3TextConfig(
+        vocab_size=262_208, hidden_size=2560, intermediate_size=10_240, num_hidden_layers=34, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=256, sliding_window=1024, query_pre_attn_scalar=256, tie_word_embeddings=True,
+    ),
+    "Gemma-2-2B": Gemma2Config(
+        vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=256, sliding_window=4096, query_pre_attn_scalar=256,
+        final_logit_softcapping=30.0, attn_logit_softcapping=50.0, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+QUICK = ("Qwen2.5-3B",)
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REAL])
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["lora", "full"])
+def test_a_family_trains_and_its_loss_is_that_of_its_own_logits(name, lora, examples, tmp_path):
+    config = small(REAL[name])
+    tokenizer = stand_in_tokenizer(config)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+
+    class Scripted(RGSDTrainer):
+        def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
+            return [[20 + k for k in range(3 + len(p) % 3)] + [tokenizer.eos_token_id] for p in prompt_ids]
+
+    args = RGSDConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1,
+        max_completion_length=8, use_cpu=True, gradient_checkpointing=False, report_to="none", save_strategy="no",
+        disable_tqdm=True, clip="none", shuffle_dataset=False,
+    )  # fmt: skip
+    peft = LoraConfig(r=2, target_modules="all-linear") if lora else None
+    trainer = Scripted(model, args=args, train_dataset=examples[:4], processing_class=tokenizer, peft_config=peft)
+    total = count = 0.0
+    trainer.model.eval()
+    for row in trainer.train_dataset:
+        prompt, teacher = trainer._tokenize_messages([row["prompt"], row["teacher_prompt"]])
+        response = trainer._generate_single_turn([prompt], None, {})[0]
+        logits = []
+        for prefix in (prompt, teacher):
+            with torch.no_grad():
+                logits.append(
+                    trainer.model(input_ids=torch.tensor([prefix + response])).logits[0, len(prefix) - 1 : -1]
+                )
+        out = divergence(*logits, DivergenceSpec(0.5, "none"))
+        total, count = total + float(out.total), count + out.count
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(total / count, rel=1e-3)
+    assert total > 0

@@ -94,6 +94,7 @@ def test_grpo_samples_from_the_server_too(tmp_path, tokenizer):
     assert [(len(r["prompt"]), r["n"]) for r in requests] == [(2, 2)] * 2
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_said(tmp_path, tokenizer):
     recipe = make_world(tmp_path, tokenizer, **LORA, evaluate=False, max_steps=1)
     code, text = run(

@@ -296,9 +296,9 @@ class Durable(_Base):
         groups = [names for ok, (_, names) in zip(finite.tolist(), losses, strict=True) if loss_ok or not ok]
         named = list(dict.fromkeys(name for names in groups for name in names))
         if self.accelerator.num_processes > 1:
-            shares: list[list[str] | None] = [None] * self.accelerator.num_processes
+            shares: list[Any] = [[] for _ in range(self.accelerator.num_processes)]
             torch.distributed.all_gather_object(shares, named)
-            named = list(dict.fromkeys(name for share in shares for name in share or []))
+            named = list(dict.fromkeys(str(name) for share in shares for name in share))
         value = next((float(loss) for ok, (loss, _) in zip(finite.tolist(), losses, strict=True) if not ok), math.nan)
         what = f"the loss is {value}" if not loss_ok else f"the norm of the gradient is {float(norm)}"
         last = last_whole(self.args.output_dir, _quietly)
@@ -322,8 +322,8 @@ class Durable(_Base):
 
     # --- Order of the data
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        plain = super()._get_train_sampler(dataset)
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        plain = super()._get_train_sampler(*args, **kwargs)
         is_trls = hasattr(plain, "mini_repeat_count")  # transformers' own sampler goes by the epoch already
         return plain if not is_trls else _EpochOrder(plain, lambda: int(self.state.epoch + 1e-9))
 

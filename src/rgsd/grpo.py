@@ -155,11 +155,13 @@ class RubricGRPOTrainer(Durable, GRPOTrainer):
             check_alignment(a.save_steps, a.steps_per_generation / a.gradient_accumulation_steps * a.num_iterations)
 
     def _progress(self) -> dict[str, Any]:
-        return super()._progress() | {"usage": [asdict(r.usage) for r in self.reward_funcs if hasattr(r, "usage")]}
+        return super()._progress() | {"usage": [asdict(r.usage) for r in self._judged()]}
+
+    def _judged(self) -> list[RubricReward]:
+        return [r for r in self.reward_funcs if isinstance(r, RubricReward)]
 
     def _restore_progress(self) -> None:
-        judged = [r for r in self.reward_funcs if hasattr(r, "usage")]
-        for reward, usage in zip(judged, self._restored.get("usage", []), strict=False):
+        for reward, usage in zip(self._judged(), self._restored.get("usage", []), strict=False):
             reward.usage = Usage(**usage)
         super()._restore_progress()
 
