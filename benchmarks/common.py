@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,37 @@ def quiet() -> Iterator[None]:
             sys.stdout = out
 
 
-def model_and_tokenizer() -> tuple[Any, Any]:
+def model() -> Any:
     with quiet():
-        return models.load_model(MODEL), models.load_tokenizer(MODEL)
+        return models.load_model(MODEL)
+
+
+@cache
+def tokenizer() -> Any:
+    with quiet():
+        return models.load_tokenizer(MODEL)
+
+
+def random_llama(*, vocabulary: int = 49152, width: int = 576, layers: int = 8) -> Any:
+    """An untrained Llama that reads what `tokenizer` writes; its head is its embedding."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=width * 8 // 3,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            num_key_value_heads=width // 64,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            pad_token_id=2,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
 
 
 def rows(n: int) -> list[dict[str, Any]]:

@@ -69,12 +69,13 @@ def run(quick: bool) -> dict[str, Any]:
     }
 
 
-def rgsd_step(rows: list[dict[str, Any]], wanted: list[int]) -> Any:
-    return _step(*rgsd_trainer(rows, wanted))
+def rgsd_step(rows: list[dict[str, Any]], wanted: list[int], model: Any = None) -> Any:
+    return _step(*rgsd_trainer(rows, wanted, model))
 
 
-def rgsd_trainer(rows: list[dict[str, Any]], wanted: list[int]) -> tuple[Any, StepTimer]:
-    model, tokenizer = common.model_and_tokenizer()
+def rgsd_trainer(rows: list[dict[str, Any]], wanted: list[int], model: Any = None) -> tuple[Any, StepTimer]:
+    tokenizer = common.tokenizer()
+    model = model or common.model()
 
     class Timed(RGSDTrainer):
         def _decoded(self, student: Any, prompt_ids: Any) -> list[list[int]]:
@@ -106,10 +107,11 @@ def rgsd_trainer(rows: list[dict[str, Any]], wanted: list[int]) -> tuple[Any, St
     return trainer, timer
 
 
-def sdft_step(rows: list[dict[str, Any]], wanted: list[int]) -> Any:
+def sdft_step(rows: list[dict[str, Any]], wanted: list[int], model: Any = None) -> Any:
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-    model, tokenizer = common.model_and_tokenizer()
+    tokenizer = common.tokenizer()
+    model = model or common.model()
     model.generation_config.eos_token_id = None
 
     class Timed(SDFTTrainer):
@@ -165,7 +167,7 @@ def _step(trainer: Any, timer: StepTimer) -> Any:
 def naive_step(rows: list[dict[str, Any]], wanted: list[int]) -> Any:
     from peft import get_peft_model
 
-    base, tokenizer = common.model_and_tokenizer()
+    base, tokenizer = common.model(), common.tokenizer()
     base.generation_config.eos_token_id = None
     model: Any = get_peft_model(base, common.lora())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

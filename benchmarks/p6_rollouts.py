@@ -22,7 +22,7 @@ from rgsd.prompts import student_messages
 
 
 def run(quick: bool) -> dict[str, Any]:
-    model, tokenizer = common.model_and_tokenizer()
+    model, tokenizer = common.model(), common.tokenizer()
     model.eval()
     most = 24 if quick else 128
     results: dict[str, Any] = {}

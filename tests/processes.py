@@ -198,6 +198,38 @@ def train_until_stopped(folder: str, **settings: Any) -> str:
     return "not stopped"
 
 
+def train_and_be_told_while_asking(folder: str, **settings: Any) -> str:
+    """The signal comes while this process asks the others whether they were told: it must not be forgotten."""
+    import signal
+
+    from accelerate import Accelerator
+
+    from rgsd.checkpoints import Durable
+    from rgsd.errors import RGSDError
+
+    ask, gather, asking = Durable._is_told_to_stop, Accelerator.gather, []
+
+    def noted(self):
+        asking.append(self.state.global_step)
+        try:
+            return ask(self)
+        finally:
+            asking.pop()
+
+    def told(self, tensor):
+        found = gather(self, tensor)
+        if asking == [1]:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    Durable._is_told_to_stop, Accelerator.gather = noted, told
+    try:
+        train(folder, steps=4, **settings)
+    except RGSDError as error:
+        return f"{type(error).__name__}: {error}"
+    return "not stopped"
+
+
 def train_into_nan(folder: str, **settings: Any) -> str:
     """The loss of one process's rows is nan in the second step; what both say."""
     from rgsd.errors import RGSDError

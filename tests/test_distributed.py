@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from processes import together, train, train_into_nan, train_until_stopped, train_with_an_engine_that_merges
+from processes import (
+    together,
+    train,
+    train_and_be_told_while_asking,
+    train_into_nan,
+    train_until_stopped,
+    train_with_an_engine_that_merges,
+)
 
 from rgsd.checkpoints import checkpoints, last_whole
 
@@ -148,6 +155,11 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(folder, tmp_path,
     assert all(s.startswith("Interrupted: stopped by SIGTERM after step 3 of 4; checkpoint-3 is saved") for s in said)
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     assert last_whole(tmp_path / "run")
+
+
+def test_sigterm_that_comes_while_processes_ask_each_other_is_not_lost(folder, tmp_path):
+    said = together(train_and_be_told_while_asking, tmp_path, folder=str(folder), output=str(tmp_path / "run"))
+    assert all(s.startswith("Interrupted: stopped by SIGTERM after step 2 of 4") for s in said)
 
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both_and_names_its_examples(folder, tmp_path):

@@ -251,7 +251,8 @@ class Durable(_Base):
             return self._stop_signal is not None
         told = torch.tensor(self._stop_signal or 0, device=self.accelerator.device)
         number = int(self.accelerator.gather(told).max())
-        self._stop_signal = number or None
+        if number:  # and never back to None: the signal may have come while the others were asked
+            self._stop_signal = number
         return bool(number)
 
     # --- Losses that are no numbers
