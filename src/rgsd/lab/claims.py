@@ -213,6 +213,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim("A stronger judge makes a better GRPO.", "judge-exact", "judge-wrong-0.3"),
     Claim("With the strongest judge, GRPO beats RGSD at equal prompts.", "grpo", "rgsd"),
+    Claim("A lenient judge is hacked: more facts are stated.", "judge-lenient", "judge-exact", "stated"),
     Claim("A judge that is kind to length trains a worse policy.", "judge-lenient", "judge-exact", kind="less"),
     Claim("A judge that is kind to length makes responses grow.", "judge-lenient", "judge-exact", "tokens"),
 )
