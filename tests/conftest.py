@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -61,6 +62,41 @@ def tiny_model(tokenizer, *, tied=True, seed=0, **overrides) -> LlamaForCausalLM
         **overrides,
     )
     return LlamaForCausalLM(config)
+
+
+def stir_adapters(model, std: float, *, biases: bool = False) -> None:
+    """Random values where LoRA begins with zeros (and into biases), so that what adapters do can be seen."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or (biases and name.endswith("bias")):
+                parameter.normal_(std=std)
+
+
+def write_recipes(folder, tokenizer, *, run: str = "run") -> None:
+    """FOLDER/model, and recipes of two steps on FOLDER/data.jsonl: recipe.yaml (RGSD) and grpo.yaml."""
+    tiny_model(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "data": str(folder / "data.jsonl"),
+        "held_out": 4,
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_target_modules": "all-linear",
+        "output_dir": str(folder / run),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_completion_length": 8,
+        "gradient_checkpointing": False,
+        "learning_rate": 0.01,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    grpo = recipe | {"output_dir": str(folder / "grpo"), "num_generations": 4, "per_device_train_batch_size": 4}
+    (folder / "grpo.yaml").write_text(yaml.safe_dump(grpo))
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def _arm(place: str, nth: int, act: Any) -> None:
 
 
 def _run(argv: list[str], place: str | None, nth: int, signal_number: int, output: str) -> None:
-    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
     torch.set_num_threads(1)

@@ -54,7 +54,7 @@ def fsdp_on_cpus() -> None:
 
 
 def _child(work: Callable[..., Any], rank: int, world: int, port: int, engine: str, out: str, settings: Any) -> None:
-    sys.stdout = sys.stderr = open(f"{out}.{rank}.txt", "a", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr = open(f"{out}.{rank}.txt", "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
     torch.set_num_threads(1)
     if world > 1:
         os.environ |= {

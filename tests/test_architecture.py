@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "rgsd"
 # A module may import those to its left, never to its right.
 ORDER = [
     "errors",
+    "settings",
     "rubrics",
     "thinking",
     "judges",
@@ -31,6 +32,7 @@ ORDER = [
     "models",
     "generation",
     "evaluate",
+    "replay",
     "trainer",
     "grpo",
     "sft",

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from conftest import tiny_model
+from conftest import write_recipes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rgsd.cli import main
@@ -21,8 +20,6 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 @pytest.fixture
 def world(tmp_path, tokenizer):
     """A model folder, a rubric file and a recipe."""
-    tiny_model(tokenizer).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
     rows = [
         {
             "id": f"r{i}",
@@ -35,27 +32,7 @@ def world(tmp_path, tokenizer):
         for i in range(10)
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    recipe = {
-        "model_name_or_path": str(tmp_path / "model"),
-        "data": str(tmp_path / "data.jsonl"),
-        "held_out": 4,
-        "use_peft": True,
-        "lora_r": 4,
-        "lora_target_modules": "all-linear",
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_completion_length": 8,
-        "gradient_checkpointing": False,
-        "learning_rate": 0.01,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    grpo = recipe | {"output_dir": str(tmp_path / "grpo"), "num_generations": 4, "per_device_train_batch_size": 4}
-    (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(grpo))
+    write_recipes(tmp_path, tokenizer)
     return tmp_path
 
 

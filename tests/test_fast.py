@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import stir_adapters, tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import (
     CohereConfig,
@@ -113,10 +113,7 @@ def test_how_many_rows_decode_at_once_changes_no_token(rows, monkeypatch):
 
 def test_lora_is_added_in_and_nothing_is_left_behind():
     model = get_peft_model(made(*COVERED[0]), copy.deepcopy(LORA))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.3)
+    stir_adapters(model, 0.3)
     before = {n: p.clone() for n, p in model.named_parameters()}
     plain = decoding.generate(made(*COVERED[0]), prompts(), settings())
     model.train()
@@ -133,10 +130,7 @@ def test_lora_is_added_in_and_nothing_is_left_behind():
 def test_packed_layers_give_what_plain_ones_give(monkeypatch):
     monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
     model = get_peft_model(made(*COVERED[1]), copy.deepcopy(LORA))  # Qwen2 has biases
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name or name.endswith("bias"):
-                p.normal_(std=0.3)
+    stir_adapters(model, 0.3, biases=True)
     model.eval()
     ids = torch.tensor(prompts(1)[:1])
     with torch.no_grad():
@@ -155,10 +149,7 @@ def test_packed_layers_give_what_plain_ones_give(monkeypatch):
 def test_frozen_layers_give_the_values_and_gradients_of_plain_ones(monkeypatch):
     monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
     model = get_peft_model(made(*COVERED[1]), LoraConfig(r=4, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name or name.endswith("bias"):
-                p.normal_(std=0.3)
+    stir_adapters(model, 0.3, biases=True)
     ids = torch.tensor(prompts(1)[:1])
 
     def passed():

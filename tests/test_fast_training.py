@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import stir_adapters, tiny_model
 from test_trainer import LORA, config, first_gradient, scripted
 
 from rgsd import batching
@@ -83,10 +83,7 @@ def test_rollouts_come_from_the_decode_loop_and_leave_adapters_and_weights_alone
         processing_class=tokenizer,
         peft_config=copy.deepcopy(LORA),
     )
-    with torch.no_grad():
-        for name, p in trainer.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.2)
+    stir_adapters(trainer.model, 0.2)
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
     prompts = trainer._tokenize_messages([r["prompt"] for r in trainer.train_dataset])
     student = trainer.accelerator.unwrap_model(trainer.model)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import stir_adapters, tiny_model
 from datasets import Dataset
 from peft import LoraConfig
 from trl import DistillationTrainer
@@ -231,10 +231,7 @@ def test_merged_and_unmerged_rollouts_agree(tmp_path, tokenizer, examples):
         processing_class=tokenizer,
         peft_config=copy.deepcopy(LORA),
     )
-    with torch.no_grad():
-        for name, p in trainer.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.2)
+    stir_adapters(trainer.model, 0.2)
     trainer.generation_config.do_sample = False
     prompts = trainer._tokenize_messages([r["prompt"] for r in trainer.train_dataset])
     merged = trainer._generate_single_turn(prompts, None, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rgsd import statistics
-from rgsd.errors import ConfigError, DataError, JudgeError, RunError
+from rgsd.errors import ConfigError, DataError, JudgeError
 from rgsd.judges import Judge, JudgeConfig, Usage, build_judge
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.judges.settings import MODES
@@ -483,16 +482,3 @@ def _view(title: str, first: str, *columns: str) -> Table:
     for column in columns:
         view.add_column(column, justify="right")
     return view
-
-
-def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
-    """Write a table whole.
-
-    Raises:
-        RunError: when the file cannot be written.
-    """
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror}): choose another --output") from error

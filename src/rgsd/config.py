@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from transformers import TrainingArguments
 from trl import DistillationConfig
 
 from rgsd.divergence import DivergenceSpec
 from rgsd.errors import ConfigError
 from rgsd.prompts import PromptSettings
+from rgsd.settings import setting
 
 
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
+def settle_device(args: TrainingArguments) -> None:
+    """Decide where a run computes, and whether in bf16 where that is left open: on a device that has it.
+
+    transformers grants bf16 on a CPU only to who says that a CPU is meant; where there is nothing else, it is.
+    """
+    args.use_cpu = args.use_cpu or not torch.accelerator.is_available()
+    if args.bf16 is None and not args.fp16:
+        args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not args.use_cpu
 
 
 @dataclass
@@ -29,68 +36,65 @@ class RGSDConfig(DistillationConfig):
         ConfigError: for a value out of range or settings that contradict each other, naming the remedy.
     """
 
-    learning_rate: float = _setting(1e-5, "Peak learning rate of AdamW. With LoRA, try 1e-4.")
-    logging_steps: float = _setting(1, "Log every so many optimizer steps.")
-    beta: float = _setting(
+    learning_rate: float = setting(1e-5, "Peak learning rate of AdamW. With LoRA, try 1e-4.")
+    logging_steps: float = setting(1, "Log every so many optimizer steps.")
+    beta: float = setting(
         0.5, "Divergence: 0 is KL(teacher || student), 1 is KL(student || teacher), 0.5 the Jensen-Shannon divergence."
     )
-    clip: str = _setting(
+    clip: str = setting(
         "entry",
         "What the clip caps: each vocabulary entry of a token's divergence, the token's sum, or nothing.",
         choices=["entry", "token", "none"],
     )
-    clip_threshold: float = _setting(0.05, "The cap of the clip, in nats.")
-    loss_temperature: float | None = _setting(
+    clip_threshold: float = setting(0.05, "The cap of the clip, in nats.")
+    loss_temperature: float | None = setting(
         None, "Divides both models' logits in the loss. Unset: the rollout's `temperature`."
     )
-    loss_top_k: int | None = _setting(
+    loss_top_k: int | None = setting(
         None, "Compare only the teacher's k likeliest words, and one bucket for all others. Unset: every word."
     )
-    loss_chunk_tokens: int | None = _setting(
+    loss_chunk_tokens: int | None = setting(
         None, "Tokens whose logits are held at once in the loss. Unset: as many as make 16 MiB in fp32."
     )
 
-    teacher_kind: str = _setting(
+    teacher_kind: str = setting(
         "base",
         "The teacher's weights: the base policy (LoRA: adapters off), an exponential moving average, or the student's.",
         choices=["base", "ema", "live"],
     )
-    ema_rate: float = _setting(0.05, "Share of the student mixed into an `ema` teacher after each step.")
-    max_teacher_length: int | None = _setting(
+    ema_rate: float = setting(0.05, "Share of the student mixed into an `ema` teacher after each step.")
+    max_teacher_length: int | None = setting(
         None,
         "Longest teacher prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow.",
     )
-    max_prompt_length: int | None = _setting(
+    max_prompt_length: int | None = setting(
         None,
         "Longest student prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow.",
     )
 
-    template: str = _setting("paper", "Teacher prompt: a named template, or the path of your own .jinja file.")
-    show_weights: bool = _setting(False, "Show the criteria's weights to the teacher.")
-    enrichment: str = _setting(
+    template: str = setting("paper", "Teacher prompt: a named template, or the path of your own .jinja file.")
+    show_weights: bool = setting(False, "Show the criteria's weights to the teacher.")
+    enrichment: str = setting(
         "rubric",
         "What the teacher sees beside the prompt: its rubric, a reference response, both, another prompt's rubric "
         "(control), or nothing (control).",
         choices=["rubric", "reference", "both", "mismatched", "none"],
     )
-    max_criteria: int | None = _setting(
+    max_criteria: int | None = setting(
         None, "Show the teacher at most so many criteria, heaviest first. Unset: all of them."
     )
-    criteria_tags: list[str] | None = _setting(None, "Show the teacher only criteria with one of these tags.")
+    criteria_tags: list[str] | None = setting(None, "Show the teacher only criteria with one of these tags.")
 
-    mask_thinking: bool = _setting(True, "Leave reasoning between the think tags out of the loss.")
-    think_open_tag: str = _setting("<think>", "What opens reasoning.")
-    think_close_tag: str = _setting("</think>", "What closes reasoning.")
+    mask_thinking: bool = setting(True, "Leave reasoning between the think tags out of the loss.")
+    think_open_tag: str = setting("<think>", "What opens reasoning.")
+    think_close_tag: str = setting("</think>", "What closes reasoning.")
 
-    merge_lora_for_rollouts: bool = _setting(
+    merge_lora_for_rollouts: bool = setting(
         True, "Merge LoRA into the base weights while sampling, and restore these bit for bit afterwards."
     )
 
     def __post_init__(self) -> None:
-        # transformers grants bf16 on a CPU only to who says that a CPU is meant; where there is nothing else, it is.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        settle_device(self)
         super().__post_init__()
         self.divergence_spec()
         self.prompt_settings()

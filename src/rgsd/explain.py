@@ -14,18 +14,17 @@ import difflib
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rgsd import datasets as rubric_data
-from rgsd import evaluate, models
+from rgsd import evaluate, models, replay
 from rgsd.divergence import DivergenceSpec, divergence
-from rgsd.errors import ConfigError, DataError, PromptTooLong, RunError
-from rgsd.generation import TransformersGenerator
+from rgsd.errors import ConfigError, DataError, RunError
+from rgsd.generation import Response, TransformersGenerator
 from rgsd.measure import MeasureConfig, Subject, examples_by_id, load, subject
 from rgsd.pipeline import DataConfig
 from rgsd.progress import say
@@ -33,52 +32,48 @@ from rgsd.prompts import PromptSettings, select_criteria, student_messages, teac
 from rgsd.report.facts import TOKEN_MAPS
 from rgsd.rubrics import Example
 from rgsd.runs import RECORD, SPLIT, Run, hold, open_run
-from rgsd.thinking import CLOSE_TAG, OPEN_TAG, prompt_opens_thinking, response_mask
+from rgsd.settings import setting
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG, Decoder, align, prompt_opens_thinking
 
 LOGIT_TOKENS = 128
 """Tokens whose distributions are compared at once."""
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MOST_NEAR = 5
-
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
 class ExplainConfig:
     """What is explained. Where `unset` says the run's, a model that is no run takes the value in brackets."""
 
-    output: str = _setting("explain.html", "The page. A name that ends in .json gets the numbers instead.")
-    keep: bool = _setting(False, "Of a run: keep the map in its folder too, where `rgsd report` finds it.")
-    overwrite: bool = _setting(False, "Replace an output that is there.")
-    response: str | None = _setting(None, "A text file with the response to explain. Unset: stored, else sampled.")
-    arm: str | None = _setting(
+    output: str = setting("explain.html", "The page. A name that ends in .json gets the numbers instead.")
+    keep: bool = setting(False, "Of a run: keep the map in its folder too, where `rgsd report` finds it.")
+    overwrite: bool = setting(False, "Replace an output that is there.")
+    response: str | None = setting(None, "A text file with the response to explain. Unset: stored, else sampled.")
+    arm: str | None = setting(
         None, "Of a run: explain its stored response of this arm. Unset: `trained`, or `base` of RUN:base, if stored."
     )
-    resample: bool = _setting(False, "Sample a response even where one is stored.")
-    max_new_tokens: int | None = _setting(None, "Longest sampled response, in tokens. Unset: the run's (256).")
-    temperature: float = _setting(1.0, "Sampling temperature; 0 is greedy. 1 is what training rollouts use.")
-    seed: int = _setting(0, "Seed of sampling, and of the mismatched rubric.")
-    template: str | None = _setting(
+    resample: bool = setting(False, "Sample a response even where one is stored.")
+    max_new_tokens: int | None = setting(None, "Longest sampled response, in tokens. Unset: the run's (256).")
+    temperature: float = setting(1.0, "Sampling temperature; 0 is greedy. 1 is what training rollouts use.")
+    seed: int = setting(0, "Seed of sampling, and of the mismatched rubric.")
+    template: str | None = setting(
         None, "The teacher's template, by name or as a .jinja file. Unset: the run's (paper)."
     )
-    enrichment: str | None = _setting(
+    enrichment: str | None = setting(
         None,
         "What the teacher is shown. Unset: the run's (rubric).",
         choices=["rubric", "reference", "both", "mismatched", "none"],
     )
-    show_weights: bool | None = _setting(None, "Show the criteria's weights to it. Unset: the run's (no).")
-    beta: float | None = _setting(None, "Divergence: 0 forward KL, 0.5 JSD, 1 reverse KL. Unset: the run's (0.5).")
-    clip: str | None = _setting(
+    show_weights: bool | None = setting(None, "Show the criteria's weights to it. Unset: the run's (no).")
+    beta: float | None = setting(None, "Divergence: 0 forward KL, 0.5 JSD, 1 reverse KL. Unset: the run's (0.5).")
+    clip: str | None = setting(
         None, "What the clip caps. Unset: the run's (entry).", choices=["entry", "token", "none"]
     )
-    clip_threshold: float | None = _setting(None, "The cap, in nats. Unset: the run's (0.05).")
-    loss_temperature: float | None = _setting(None, "Divides both models' logits. Unset: the run's (1).")
-    top_words: int = _setting(6, "Words shown of teacher and student at each token (K).")
-    dtype: str = _setting("auto", "Weights' type, as transformers names it. `auto`: the run's, or the file's.")
-    model_revision: str = _setting("main", "Revision of a hub model.")
-    trust_remote_code: bool = _setting(False, "Run code that comes with a model. Only for sources that you trust.")
+    clip_threshold: float | None = setting(None, "The cap, in nats. Unset: the run's (0.05).")
+    loss_temperature: float | None = setting(None, "Divides both models' logits. Unset: the run's (1).")
+    top_words: int = setting(6, "Words shown of teacher and student at each token (K).")
+    dtype: str = setting("auto", "Weights' type, as transformers names it. `auto`: the run's, or the file's.")
+    model_revision: str = setting("main", "Revision of a hub model.")
+    trust_remote_code: bool = setting(False, "Run code that comes with a model. Only for sources that you trust.")
 
     def __post_init__(self) -> None:
         if self.top_words < 1:
@@ -140,25 +135,20 @@ def explain(name: str, example_id: str | None, data: DataConfig, settings: Expla
         dtype=settings.dtype, model_revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
     )
     model, tokenizer = load(one, measure)
-    text, ended, source = _response(one, run, example, student_prompt, model, tokenizer, settings, resolved)
-    student_ids, teacher_ids = (_prompt_ids(tokenizer, p, resolved) for p in (student_prompt, teacher_prompt))
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if ended or not ids:
-        ids = [*ids, tokenizer.eos_token_id]
-    in_loss = [True] * len(ids)
-    if resolved.mask_thinking:
-        opened = prompt_opens_thinking(student_ids, tokenizer, resolved.think_tags[0])
-        in_loss = response_mask(
-            ids, tokenizer, open_tag=resolved.think_tags[0], close_tag=resolved.think_tags[1], opened=opened
-        )
-    student_NV = _logits(model, student_ids, ids, example.id)
+    student_ids, teacher_ids = (
+        replay.prompt_ids(tokenizer, p, resolved.chat_template_kwargs) for p in (student_prompt, teacher_prompt)
+    )
+    opened = prompt_opens_thinking(student_ids, tokenizer, resolved.think_tags[0])
+    response, source = _response(one, run, example, student_prompt, model, tokenizer, settings, resolved, opened)
+    read = replay.replay(response, tokenizer, think_tags=resolved.think_tags, mask_thinking=resolved.mask_thinking)
+    student_NV = replay.logits(model, student_ids, read.ids, example.id).float().cpu()
     fingerprint = models.fingerprint(model)
     if policy == "trained":
         del model
         gc.collect()
         model, _ = load(dataclasses.replace(one, is_base=True), measure)
-    teacher_NV = _logits(model, teacher_ids, ids, example.id)
-    rows = token_rows(student_NV, teacher_NV, ids, in_loss, tokenizer, resolved.spec, settings.top_words)
+    teacher_NV = replay.logits(model, teacher_ids, read.ids, example.id).float().cpu()
+    rows = token_rows(student_NV, teacher_NV, read.ids, read.in_loss, tokenizer, resolved.spec, settings.top_words)
     found = {
         "example_id": example.id,
         "policy": policy,
@@ -288,12 +278,14 @@ def _response(
     tokenizer: Any,
     settings: ExplainConfig,
     resolved: Resolved,
-) -> tuple[str, bool, str]:
-    """The response's text, whether it came to its end, and where it is from."""
+    opened: bool,
+) -> tuple[Response, str]:
+    """The response, and where it is from. `opened`: whether the prompt opens its reasoning."""
     if settings.response:
         path = Path(settings.response)
         try:
-            return path.read_text("utf-8").removesuffix("\n"), True, f"the file {path.name}"
+            text = path.read_text("utf-8").removesuffix("\n")
+            return Response(text, 0, is_truncated=False, is_opened=opened), f"the file {path.name}"
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"the response {settings.response!r} cannot be read ({error}): a UTF-8 text is wanted"
@@ -301,8 +293,7 @@ def _response(
     arm = settings.arm or ("base" if one.is_base else "trained")
     stored = {} if run is None or settings.resample else evaluate.stored_responses(run, arm)
     if example.id in stored:
-        kept = stored[example.id]
-        return kept.text, not kept.is_truncated, f"the run's stored response of `{arm}`"
+        return stored[example.id], f"the run's stored response of `{arm}`"
     if settings.arm:
         raise RunError(
             f"{one.source} has no stored response of arm {arm!r} to example {example.id!r}: leave out --arm to "
@@ -322,33 +313,7 @@ def _response(
     say(f"Sampling a response to {example.id}")
     (written,) = generator.generate([prompt])
     how = f"sampled at temperature {settings.temperature:g}, seed {settings.seed}" if settings.temperature else "greedy"
-    return written.text, not written.is_truncated, how
-
-
-def _prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], resolved: Resolved) -> list[int]:
-    return list(
-        tokenizer.apply_chat_template(
-            [dict(m) for m in messages], add_generation_prompt=True, return_dict=False, **resolved.chat_template_kwargs
-        )
-    )
-
-
-def _logits(model: Any, prompt: list[int], response: list[int], example_id: str) -> Tensor:
-    """(N, V): the logits that predict each token of the response, on the host."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and len(prompt) + len(response) > positions:
-        raise PromptTooLong(
-            f"prompt and response of example {example_id} have {len(prompt) + len(response):,} tokens, the model has "
-            f"{positions:,} positions: nothing is cut, so take a shorter response (--max_new_tokens) or another example"
-        )
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        ids = torch.tensor([prompt + response], device=model.device)
-        # Logits at t predict token t + 1; the last ones predict nothing here.
-        logits_NV = model(input_ids=ids, logits_to_keep=len(response) + 1).logits[0, :-1]
-    model.train(was_training)
-    return logits_NV.float().cpu()
+    return written, how
 
 
 def token_rows(
@@ -367,7 +332,7 @@ def token_rows(
         on special tokens alone; `pt`, `ps` the probability that teacher and student give it; `T`, `S` their likeliest
         words with probabilities. Probabilities are at the loss temperature.
     """
-    texts, word = token_texts(ids, tokenizer), _Words(tokenizer)
+    texts, decoder = align(list(ids), tokenizer).token_texts(), Decoder(tokenizer)
     special = set(tokenizer.all_special_ids)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(ids), LOGIT_TOKENS):
@@ -378,7 +343,7 @@ def token_rows(
         for i, token in enumerate(ids[part]):
             teacher_words, student_words = (
                 [
-                    [word(int(w)), _short(float(p))]
+                    [decoder([int(w)]), _short(float(p))]
                     for w, p in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
                 ]
                 for top in tops
@@ -415,40 +380,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Each token's part of the text; joined, they are the text. Of tokens that share a character, the last has it."""
-    texts, told = [], 0
-    whole = ""
-    for n in range(1, len(ids) + 1):
-        whole = tokenizer.decode(list(ids[:n]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        complete = whole if n == len(ids) else whole.rstrip(REPLACEMENT)
-        texts.append(complete[told:])
-        told = max(told, len(complete))
-    return texts
-
-
-class _Words:
-    """A token as it reads inside a text: after a letter, which some decoders need to keep a leading space."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._anchor = list(tokenizer.encode("a", add_special_tokens=False))[-1:]
-        self._lead = self._decode(self._anchor)
-        self._known: dict[int, str] = {}
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            text = self._decode([*self._anchor, token])
-            self._known[token] = text[len(self._lead) :] if text.startswith(self._lead) else self._decode([token])
-        return self._known[token]
-
-
 def _short(value: float) -> float:
     """Five significant digits: what a page can show, and not more bytes than that."""
     return float(f"{value:.5g}")
 
 
-__all__ = ["ExplainConfig", "explain", "resolve", "summary", "token_rows", "token_texts"]
+__all__ = ["ExplainConfig", "explain", "resolve", "summary", "token_rows"]

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rgsd import evaluate
+from rgsd import evaluate, replay
 from rgsd.divergence import DivergenceSpec, divergence
 from rgsd.errors import ConfigError
 from rgsd.generation import Response, TransformersGenerator
@@ -29,7 +29,6 @@ from rgsd.prompts import mentions_rubric
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import RESPONSES, RESULTS, Run
 from rgsd.statistics import interval, paired_difference, summarise
-from rgsd.thinking import response_mask
 
 LOGIT_TOKENS = 128
 """Tokens whose logits are compared at once."""
@@ -169,26 +168,23 @@ def _divergences(
         generator.generate(prompts_for("none", missing, settings), done=keep)
     shown = {kind: prompts_for(kind, examples, settings) for kind in ("none", "rubric", "mismatched")}
     spec = DivergenceSpec(beta=gap_settings.beta, clip="entry", clip_threshold=gap_settings.clip_threshold)
+
+    def logits(kind: str, i: int, example_id: str, ids: list[int]) -> torch.Tensor:
+        return replay.logits(model, replay.prompt_ids(tokenizer, shown[kind][i]), ids, example_id)
+
     values: dict[str, list[float]] = {"rubric": [], "rubric_clipped": [], "mismatched": []}
     with counting("divergence", len(examples)) as counter:
         for i, example in enumerate(examples):
-            ids = tokenizer(kept[example.id].text, add_special_tokens=False)["input_ids"]
-            prompt = _ids(tokenizer, shown["none"][i])
-            if not kept[example.id].is_truncated:
-                ids = [*ids, tokenizer.eos_token_id]
-            keeps = response_mask(
-                ids,
-                tokenizer,
-                open_tag=settings.think_open_tag,
-                close_tag=settings.think_close_tag,
-                opened=kept[example.id].is_opened,
+            read = replay.replay(
+                kept[example.id], tokenizer, think_tags=(settings.think_open_tag, settings.think_close_tag)
             )
+            keeps_N = torch.tensor(read.in_loss)
             counter.advance()
-            if not any(keeps):
+            if not any(read.in_loss):
                 continue
-            student = _logits(model, prompt, ids, keeps)
+            student = logits("none", i, example.id, read.ids)[keeps_N]
             for kind in ("rubric", "mismatched"):
-                teacher = _logits(model, _ids(tokenizer, shown[kind][i]), ids, keeps)
+                teacher = logits(kind, i, example.id, read.ids)[keeps_N]
                 unclipped, clipped = _mean(student, teacher, spec)
                 values[kind].append(unclipped)
                 if kind == "rubric":
@@ -198,19 +194,6 @@ def _divergences(
     result: dict[str, Any] = {k: asdict(interval(v, seed=settings.seed)) for k, v in values.items()}
     result["clip_keeps"] = float(np.sum(values["rubric_clipped"]) / max(1e-12, np.sum(values["rubric"])))
     return result | {"n": len(values["rubric"]), "beta": gap_settings.beta, "template": settings.template}
-
-
-def _ids(tokenizer: Any, messages: Any) -> list[int]:
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-
-
-def _logits(model: Any, prompt: list[int], response: list[int], keeps: Sequence[bool]) -> torch.Tensor:
-    """Logits that predict the kept tokens of the response, (N, V)."""
-    with torch.no_grad():
-        ids = torch.tensor([prompt + response], device=model.device)
-        # Logits at t predict token t + 1; the last ones predict nothing here.
-        logits = model(input_ids=ids, logits_to_keep=len(response) + 1).logits[0, :-1]
-    return logits[torch.tensor(list(keeps), device=logits.device)]
 
 
 def _mean(student: torch.Tensor, teacher: torch.Tensor, spec: DivergenceSpec) -> tuple[float, float]:

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from rgsd.checkpoints import Durable, append_together, check_alignment
+from rgsd.config import settle_device
 from rgsd.errors import ConfigError
 from rgsd.judges import Judge, Usage
 from rgsd.prompts import PromptSettings, mentions_rubric, student_messages
 from rgsd.rubrics import Example, score
+from rgsd.settings import setting
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
-
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -38,20 +35,17 @@ class RubricGRPOConfig(GRPOConfig):
         ConfigError: for settings that contradict each other.
     """
 
-    learning_rate: float = _setting(1e-6, "Peak learning rate of AdamW. With LoRA, try 1e-5.")
-    logging_steps: float = _setting(1, "Log every so many optimizer steps.")
-    num_generations: int | None = _setting(16, "Responses a prompt (G).")
-    template: str = _setting("paper", "Template with which `base+rubric` is measured, as in `rgsd train`.")
-    show_weights: bool = _setting(False, "Show each criterion's weight in it.")
-    think_open_tag: str = _setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
-    think_close_tag: str = _setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
-    keep_rollouts: bool = _setting(True, "Write every rollout with its verdicts to rollouts.jsonl.")
+    learning_rate: float = setting(1e-6, "Peak learning rate of AdamW. With LoRA, try 1e-5.")
+    logging_steps: float = setting(1, "Log every so many optimizer steps.")
+    num_generations: int | None = setting(16, "Responses a prompt (G).")
+    template: str = setting("paper", "Template with which `base+rubric` is measured, as in `rgsd train`.")
+    show_weights: bool = setting(False, "Show each criterion's weight in it.")
+    think_open_tag: str = setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
+    think_close_tag: str = setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
+    keep_rollouts: bool = setting(True, "Write every rollout with its verdicts to rollouts.jsonl.")
 
     def __post_init__(self) -> None:
-        # As in RGSDConfig: transformers grants bf16 on a CPU only to who says that a CPU is meant.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        settle_device(self)
         super().__post_init__()
         if (self.num_generations or 0) < 2:
             raise ConfigError(

@@ -10,7 +10,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,28 @@ import yaml
 
 from rgsd.errors import ConfigError
 from rgsd.progress import say
+from rgsd.settings import setting
 
 ALIASES = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero": "zero2"}
 SECONDS_TO_STOP = 1800
 """How long a process that was told to stop may take to finish its step and save; torch's own limit is 30."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class LaunchConfig:
     """How many processes, on which machines, joined by what. Unset: one process, this one."""
 
-    accelerate_config: str | None = _setting(
+    accelerate_config: str | None = setting(
         None, "Train in several processes: ddp, fsdp2, zero2, zero3, or an accelerate configuration file."
     )
-    num_processes: int | None = _setting(
+    num_processes: int | None = setting(
         None, "Processes on all machines together. Unset: one for each accelerator of each machine."
     )
-    num_machines: int | None = _setting(None, "Machines. Unset: 1. Start the same command on each of them.")
-    machine_rank: int | None = _setting(None, "Which of the machines this is, counted from 0.")
-    main_process_ip: str | None = _setting(None, "Address of machine 0.")
-    main_process_port: int | None = _setting(None, "A free port of machine 0. Unset: 29500, on one machine any.")
-    gpu_ids: str | None = _setting(None, "Accelerators to use on this machine, e.g. 0,1. Unset: all.")
+    num_machines: int | None = setting(None, "Machines. Unset: 1. Start the same command on each of them.")
+    machine_rank: int | None = setting(None, "Which of the machines this is, counted from 0.")
+    main_process_ip: str | None = setting(None, "Address of machine 0.")
+    main_process_port: int | None = setting(None, "A free port of machine 0. Unset: 29500, on one machine any.")
+    gpu_ids: str | None = setting(None, "Accelerators to use on this machine, e.g. 0,1. Unset: all.")
 
 
 def launch_config(argv: Sequence[str]) -> LaunchConfig:

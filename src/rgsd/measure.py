@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +18,53 @@ from rgsd.progress import say
 from rgsd.prompts import ENRICHMENTS, PromptSettings, student_messages, teacher_messages, training_rows
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import CONFIG, RECORD, RESULTS, Run, create_run, open_run
+from rgsd.settings import json_object, setting
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG
-
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
 class MeasureConfig:
     """What is measured, with what, and where the rows go."""
 
-    output_dir: str = _setting("", "Folder of the rows. Unset: runs/eval-NAME or runs/gap-NAME.")
-    backend: str = _setting(
+    output_dir: str = setting("", "Folder of the rows. Unset: runs/eval-NAME or runs/gap-NAME.")
+    backend: str = setting(
         "transformers",
         "What generates: transformers, vllm (extra `vllm`), or server (any OpenAI-compatible one at api_base).",
         choices=["transformers", "vllm", "server"],
     )
-    api_base: str | None = _setting(None, "Address of the server that generates, e.g. http://localhost:8000/v1.")
-    api_key_env: str | None = _setting(None, "Environment variable that holds that server's key.")
-    concurrency: int = _setting(16, "Requests to that server in flight at once.")
-    timeout: float = _setting(600.0, "Seconds until a request to it is given up.")
-    extra_body: dict[str, Any] | str | None = _setting(
+    api_base: str | None = setting(None, "Address of the server that generates, e.g. http://localhost:8000/v1.")
+    api_key_env: str | None = setting(None, "Environment variable that holds that server's key.")
+    concurrency: int = setting(16, "Requests to that server in flight at once.")
+    timeout: float = setting(600.0, "Seconds until a request to it is given up.")
+    extra_body: dict[str, Any] | str | None = setting(
         None, "More fields of its requests, as JSON, e.g. '{\"frequency_penalty\": 0.0}' for `transformers serve`."
     )
-    prompt_opens_thinking: bool = _setting(
+    prompt_opens_thinking: bool = setting(
         False, "The server's chat template opens the reasoning, and the server does not split it off."
     )
-    chat_template_kwargs: dict[str, Any] | str | None = _setting(
+    chat_template_kwargs: dict[str, Any] | str | None = setting(
         None, "Passed to the chat template, as JSON, e.g. '{\"enable_thinking\": false}'."
     )
-    max_new_tokens: int = _setting(1024, "Longest response, in tokens.")
-    batch_size: int = _setting(16, "Prompts generated at once by transformers.")
-    temperature: float = _setting(0.0, "Sampling temperature; 0 is greedy, as in the paper.")
-    top_p: float = _setting(1.0, "Sampling takes the likeliest words of this total probability.")
-    seed: int = _setting(0, "Seed of sampling, of the bootstrap, and of the mismatched rubrics.")
-    dtype: str = _setting("auto", "Weights' type, as transformers names it.")
-    model_revision: str = _setting("main", "Revision of a hub model.")
-    attn_implementation: str | None = _setting(None, "Attention, as transformers names it.")
-    trust_remote_code: bool = _setting(False, "Run code that comes with a model. Only for sources that you trust.")
-    template: str = _setting("paper", "Template with which a rubric is shown: paper, cover, system, or a .jinja file.")
-    show_weights: bool = _setting(False, "Show each criterion's weight in it.")
-    think_open_tag: str = _setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
-    think_close_tag: str = _setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
-    max_prompts: int | None = _setting(None, "Measure on at most so many prompts.")
-    min_coverage: float = _setting(0.95, "Fail when the judge scored less than this share of an arm's criteria.")
-    overwrite: bool = _setting(False, "Replace what the output_dir holds, rather than go on with it.")
+    max_new_tokens: int = setting(1024, "Longest response, in tokens.")
+    batch_size: int = setting(16, "Prompts generated at once by transformers.")
+    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy, as in the paper.")
+    top_p: float = setting(1.0, "Sampling takes the likeliest words of this total probability.")
+    seed: int = setting(0, "Seed of sampling, of the bootstrap, and of the mismatched rubrics.")
+    dtype: str = setting("auto", "Weights' type, as transformers names it.")
+    model_revision: str = setting("main", "Revision of a hub model.")
+    attn_implementation: str | None = setting(None, "Attention, as transformers names it.")
+    trust_remote_code: bool = setting(False, "Run code that comes with a model. Only for sources that you trust.")
+    template: str = setting("paper", "Template with which a rubric is shown: paper, cover, system, or a .jinja file.")
+    show_weights: bool = setting(False, "Show each criterion's weight in it.")
+    think_open_tag: str = setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
+    think_close_tag: str = setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
+    max_prompts: int | None = setting(None, "Measure on at most so many prompts.")
+    min_coverage: float = setting(0.95, "Fail when the judge scored less than this share of an arm's criteria.")
+    overwrite: bool = setting(False, "Replace what the output_dir holds, rather than go on with it.")
 
     def __post_init__(self) -> None:
         for name in ("extra_body", "chat_template_kwargs"):
-            setattr(self, name, _json_object(name, getattr(self, name)))
+            setattr(self, name, json_object(name, getattr(self, name)))
         if not 0.0 <= self.min_coverage <= 1.0:
             raise ConfigError(f"min_coverage is {self.min_coverage}: a share from 0 to 1 is wanted")
         if self.backend == "server" and not self.api_base:
@@ -77,17 +73,6 @@ class MeasureConfig:
             raise ConfigError(f"api_base is set, but backend is {self.backend!r}: say --backend server")
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}: 0 (greedy) or more is wanted")
-
-
-def _json_object(name: str, value: Any) -> dict[str, Any] | None:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"{name} is not JSON ({error}): an object is wanted, e.g. '{{}}'") from error
-    if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{name} is {type(value).__name__}, a JSON object is wanted")
-    return value
 
 
 @dataclass(frozen=True, slots=True)

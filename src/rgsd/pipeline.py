@@ -28,46 +28,43 @@ from rgsd.progress import Steps, say
 from rgsd.prompts import PromptSettings, reference_request, student_messages, teacher_messages, training_rows
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import ADAPTER, METRICS, MODEL, RECORD, RESULTS, ROLLOUTS, SPLIT, Run, create_run, open_run
+from rgsd.settings import setting
 from rgsd.sft import RubricSFTConfig, RubricSFTTrainer, sample_conditioned
 from rgsd.sharding import is_partitioned
 from rgsd.thinking import prompt_opens_thinking
 from rgsd.trainer import RGSDTrainer
 
 
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
-
-
 @dataclass
 class DataConfig:
     """Which prompts and rubrics, and how they are split."""
 
-    data: str = _setting("bundled", "Rubric data: a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`.")
-    schema: str | None = _setting(None, "The data's schema. Unset: recognised from the rows.")
-    data_split: str | None = _setting(None, "Split of a hub dataset, e.g. `train`.")
-    skip_bad_rows: bool = _setting(False, "Skip rows that cannot be used, and list them, rather than stop.")
-    held_out: float = _setting(0.2, "Prompts kept for the evaluation: a share below 1, or a count.")
-    held_out_tags: list[str] | None = _setting(
+    data: str = setting("bundled", "Rubric data: a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`.")
+    schema: str | None = setting(None, "The data's schema. Unset: recognised from the rows.")
+    data_split: str | None = setting(None, "Split of a hub dataset, e.g. `train`.")
+    skip_bad_rows: bool = setting(False, "Skip rows that cannot be used, and list them, rather than stop.")
+    held_out: float = setting(0.2, "Prompts kept for the evaluation: a share below 1, or a count.")
+    held_out_tags: list[str] | None = setting(
         None,
         "Keep as held-out the examples with one of these tags, instead of a seeded split (data with a fixed split).",
     )
-    split_seed: int = _setting(0, "Seed of the split into training and held-out prompts.")
-    max_train_prompts: int | None = _setting(None, "Train on at most so many prompts. Unset: all of them.")
+    split_seed: int = setting(0, "Seed of the split into training and held-out prompts.")
+    max_train_prompts: int | None = setting(None, "Train on at most so many prompts. Unset: all of them.")
 
 
 @dataclass
 class EvalConfig:
     """How the policy is measured before and after, and where results may be written."""
 
-    evaluate: bool = _setting(True, "Measure base, base with rubric, and trained policy on the held-out prompts.")
-    eval_max_new_tokens: int | None = _setting(None, "Longest evaluated response. Unset: max_completion_length.")
-    eval_generation_batch_size: int = _setting(32, "Prompts generated at once in the evaluation.")
-    max_eval_prompts: int | None = _setting(None, "Evaluate on at most so many held-out prompts. Unset: all of them.")
-    self_written_references: bool = _setting(
+    evaluate: bool = setting(True, "Measure base, base with rubric, and trained policy on the held-out prompts.")
+    eval_max_new_tokens: int | None = setting(None, "Longest evaluated response. Unset: max_completion_length.")
+    eval_generation_batch_size: int = setting(32, "Prompts generated at once in the evaluation.")
+    max_eval_prompts: int | None = setting(None, "Evaluate on at most so many held-out prompts. Unset: all of them.")
+    self_written_references: bool = setting(
         False,
         "Let the base model write the reference responses beforehand, from the rubrics (enrichment reference, both).",
     )
-    overwrite: bool = _setting(False, "Replace a run that the output_dir already holds.")
+    overwrite: bool = setting(False, "Replace a run that the output_dir already holds.")
 
 
 @dataclass(frozen=True)

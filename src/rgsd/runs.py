@@ -269,6 +269,19 @@ def _plain(value: Any) -> Any:
     )
 
 
+def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
+    """Write a table whole, where a person wants it.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror}): choose another --output") from error
+
+
 def _write(path: Path, text: str) -> None:
     """Whole or not at all: a reader never meets half a file."""
     partial = path.with_name(path.name + ".partial")

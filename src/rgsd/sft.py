@@ -8,26 +8,24 @@ this is what being on-policy is worth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from trl import SFTConfig, SFTTrainer
 
+from rgsd import replay
 from rgsd.checkpoints import Durable
+from rgsd.config import settle_device
 from rgsd.errors import ConfigError
 from rgsd.generation import Response, TransformersGenerator
 from rgsd.progress import counting
 from rgsd.prompts import PromptSettings, mentions_rubric, training_rows
 from rgsd.rubrics import Example
-from rgsd.thinking import CLOSE_TAG, OPEN_TAG, response_mask, strip_thinking
+from rgsd.settings import setting
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
 
 NOT_IN_LOSS = -100
 """The label that torch's cross-entropy leaves out."""
-
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -41,31 +39,28 @@ class RubricSFTConfig(SFTConfig):
         ConfigError: for a value out of range.
     """
 
-    learning_rate: float = _setting(1e-5, "Peak learning rate of AdamW. With LoRA, try 1e-4.")
-    logging_steps: float = _setting(1, "Log every so many optimizer steps.")
-    max_length: int | None = _setting(None, "Longest sequence in tokens; longer ones are cut. Unset: nothing is cut.")
-    responses_per_prompt: int = _setting(1, "Responses sampled from the conditioned base model for each prompt.")
-    temperature: float = _setting(1.0, "Temperature at which they are sampled; 0 is greedy.")
-    max_completion_length: int = _setting(512, "Longest of them in tokens. A response that was cut off is left out.")
-    drop_leaks: bool = _setting(True, "Leave out responses whose answer speaks of the rubric.")
-    mask_thinking: bool = _setting(True, "Leave reasoning between the think tags out of the loss.")
-    think_open_tag: str = _setting(OPEN_TAG, "What opens reasoning.")
-    think_close_tag: str = _setting(CLOSE_TAG, "What closes reasoning.")
-    template: str = _setting("paper", "Prompt of the conditioned model: a named template, or your own .jinja file.")
-    show_weights: bool = _setting(False, "Show each criterion's weight in it.")
-    enrichment: str = _setting(
+    learning_rate: float = setting(1e-5, "Peak learning rate of AdamW. With LoRA, try 1e-4.")
+    logging_steps: float = setting(1, "Log every so many optimizer steps.")
+    max_length: int | None = setting(None, "Longest sequence in tokens; longer ones are cut. Unset: nothing is cut.")
+    responses_per_prompt: int = setting(1, "Responses sampled from the conditioned base model for each prompt.")
+    temperature: float = setting(1.0, "Temperature at which they are sampled; 0 is greedy.")
+    max_completion_length: int = setting(512, "Longest of them in tokens. A response that was cut off is left out.")
+    drop_leaks: bool = setting(True, "Leave out responses whose answer speaks of the rubric.")
+    mask_thinking: bool = setting(True, "Leave reasoning between the think tags out of the loss.")
+    think_open_tag: str = setting(OPEN_TAG, "What opens reasoning.")
+    think_close_tag: str = setting(CLOSE_TAG, "What closes reasoning.")
+    template: str = setting("paper", "Prompt of the conditioned model: a named template, or your own .jinja file.")
+    show_weights: bool = setting(False, "Show each criterion's weight in it.")
+    enrichment: str = setting(
         "rubric",
         "What the conditioned model sees beside the prompt: the rubric, a reference response, both, another prompt's "
         "rubric (control), or nothing (control).",
         choices=["rubric", "reference", "both", "mismatched", "none"],
     )
-    chat_template_kwargs: dict[str, Any] | str | None = _setting(None, "Passed to the chat template.")
+    chat_template_kwargs: dict[str, Any] | str | None = setting(None, "Passed to the chat template.")
 
     def __post_init__(self) -> None:
-        # As in RGSDConfig: transformers grants bf16 on a CPU only to who says that a CPU is meant.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        settle_device(self)
         super().__post_init__()
         self.prompt_settings()
         for name in ("responses_per_prompt", "max_completion_length"):
@@ -134,7 +129,7 @@ def sample_conditioned(
     """
     prompts = training_rows(examples, args.prompt_settings(), references)
     template_kwargs: Any = args.chat_template_kwargs or {}
-    found = ConditionedResponses([], 0, 0, 0, 0)
+    rows: list[dict[str, Any]] = []
     n_truncated = n_leaking = n_tokens = 0
     with counting("conditioned responses", len(prompts) * args.responses_per_prompt) as counter:
         for draw in range(args.responses_per_prompt):
@@ -158,15 +153,15 @@ def sample_conditioned(
                 elif args.drop_leaks and _leaks(example, response, args):
                     n_leaking += 1
                 else:
-                    found.rows.append(_row(prompt, response, tokenizer, args, template_kwargs))
+                    rows.append(_row(prompt, response, tokenizer, args, template_kwargs))
     n_sampled = len(prompts) * args.responses_per_prompt
-    if not any(label != NOT_IN_LOSS for row in found.rows for label in row["labels"]):
+    if not any(label != NOT_IN_LOSS for row in rows for label in row["labels"]):
         raise ConfigError(
             f"of {n_sampled} conditioned responses none is left to learn: {n_truncated} were cut off at "
             f"{args.max_completion_length} tokens (raise max_completion_length), {n_leaking} speak of the rubric "
             "(another template may help, or drop_leaks false)"
         )
-    return ConditionedResponses(found.rows, n_sampled, n_tokens, n_truncated, n_leaking)
+    return ConditionedResponses(rows, n_sampled, n_tokens, n_truncated, n_leaking)
 
 
 def _leaks(example: Example, response: Response, args: RubricSFTConfig) -> bool:
@@ -178,15 +173,12 @@ def _row(
     prompt: dict[str, Any], response: Response, tokenizer: Any, args: RubricSFTConfig, template_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The student's prompt and the response as token ids, the answer and its end labelled."""
-    before = list(
-        tokenizer.apply_chat_template(
-            prompt["prompt"], add_generation_prompt=True, return_dict=False, **template_kwargs
-        )
+    before = replay.prompt_ids(tokenizer, prompt["prompt"], template_kwargs)
+    read = replay.replay(
+        response,
+        tokenizer,
+        think_tags=(args.think_open_tag, args.think_close_tag),
+        mask_thinking=args.mask_thinking,
     )
-    ids = [*tokenizer.encode(response.text, add_special_tokens=False), tokenizer.eos_token_id]
-    keep = [True] * len(ids)
-    if args.mask_thinking:
-        tags = {"open_tag": args.think_open_tag, "close_tag": args.think_close_tag}
-        keep = response_mask(ids, tokenizer, opened=response.is_opened, **tags)
-    labels = [t if kept else NOT_IN_LOSS for t, kept in zip(ids, keep, strict=True)]
-    return {"input_ids": before + ids, "labels": [NOT_IN_LOSS] * len(before) + labels}
+    labels = [token if kept else NOT_IN_LOSS for token, kept in zip(read.ids, read.in_loss, strict=True)]
+    return {"input_ids": before + read.ids, "labels": [NOT_IN_LOSS] * len(before) + labels}

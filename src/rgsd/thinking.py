@@ -80,7 +80,7 @@ def response_mask(
     if [t.closes for t in token_tags] == [t.closes for t in text_tags]:
         # Every tag of the text is one token of its own (or there is none): no alignment is needed.
         return _mask(len(ids), _reasoning(token_tags, opened))
-    alignment = _align(ids, tokenizer)
+    alignment = align(ids, tokenizer)
     aligned_tags = _tags(alignment.text, pattern, close_tag)
     spans = _reasoning(aligned_tags, opened)
     if spans is None or len(aligned_tags) != len(text_tags):
@@ -170,7 +170,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return cast(str, text)
 
 
-class _Decoder:
+class Decoder:
     """Decodes tokens as they read inside a text: after a letter, which some decoders need to keep a leading space."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -184,7 +184,7 @@ class _Decoder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Alignment:
+class Alignment:
     """A response cut into segments that decode on their own: single tokens, or runs that share UTF-8 characters.
 
     Args:
@@ -199,11 +199,23 @@ class _Alignment:
     ids: list[int]
     segment_chars: list[int]
     segment_tokens: list[int]
-    decoder: _Decoder
+    decoder: Decoder
 
     def tokens_of(self, span: _Span) -> _Span:
         """The tokens that hold at least one byte of these characters."""
         return _Span(self._first_token(span.start), self._last_token(span.end - 1) + 1)
+
+    def token_texts(self) -> list[str]:
+        """Each token's part of the text. Of tokens that share a character, the one that completes it has it."""
+        texts: list[str] = []
+        for segment in range(len(self.segment_tokens) - 1):
+            run = self._run(segment)
+            text = self.text[self.segment_chars[segment] : self.segment_chars[segment + 1]]
+            # Bytes that never become a character go to the last token.
+            ends = [*(min(self._n_whole(run[:n]), len(text)) for n in range(1, len(run))), len(text)]
+            starts = [0, *ends]
+            texts += [text[start:end] for start, end in zip(starts, ends, strict=False)]
+        return texts
 
     def _first_token(self, char: int) -> int:
         segment = self._segment(char)
@@ -231,9 +243,9 @@ class _Alignment:
         return len(self.decoder(ids).rstrip(REPLACEMENT)) if ids else 0
 
 
-def _align(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> _Alignment:
+def align(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Alignment:
     """Cut a response into segments. Decodes every distinct token once and every run once: linear in the length."""
-    decoder = _Decoder(tokenizer)
+    decoder = Decoder(tokenizer)
     piece = {i: decoder([i]) for i in dict.fromkeys(ids)}
     texts: list[str] = []
     segment_tokens: list[int] = []
@@ -250,4 +262,4 @@ def _align(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> _Alignment:
     segment_chars = [0]
     for text in texts:
         segment_chars.append(segment_chars[-1] + len(text))
-    return _Alignment("".join(texts), ids, segment_chars, [*segment_tokens, len(ids)], decoder)
+    return Alignment("".join(texts), ids, segment_chars, [*segment_tokens, len(ids)], decoder)

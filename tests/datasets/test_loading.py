@@ -242,7 +242,7 @@ def test_a_path_that_does_not_exist(source, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_source_that_is_no_path():
     with pytest.raises(DataError, match=r"got a list of 1 as a source"):
-        load(["rows.jsonl"])  # type: ignore[arg-type]
+        load(["rows.jsonl"])
 
 
 def test_split_is_for_the_hub(tmp_path: Path):

@@ -7,6 +7,6 @@ from trl.generation.vllm_client import VLLMClient
 original = VLLMClient.init_communicator
 VLLMClient.init_communicator = lambda self, device=0: original(self, device="cuda")
 
-from rgsd.cli import main  # noqa: E402
+from rgsd.cli import main  # noqa: E402 - only after the line above is in place
 
 sys.exit(main(sys.argv[1:]))

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-import yaml
-from conftest import tiny_model
+from conftest import write_recipes
 
 from rgsd.cli import main
 
@@ -30,30 +29,8 @@ def make_data(path: Path) -> Path:
 
 def make_runs(folder: Path, tokenizer) -> Path:
     """FOLDER with model/, data.jsonl, and the finished runs rgsd/ and grpo/."""
-    tiny_model(tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_recipes(folder, tokenizer, run="rgsd")
     make_data(folder / "data.jsonl")
-    recipe = {
-        "model_name_or_path": str(folder / "model"),
-        "data": str(folder / "data.jsonl"),
-        "held_out": 4,
-        "use_peft": True,
-        "lora_r": 4,
-        "lora_target_modules": "all-linear",
-        "output_dir": str(folder / "rgsd"),
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_completion_length": 8,
-        "gradient_checkpointing": False,
-        "learning_rate": 0.01,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-    }
-    (folder / "rgsd.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", "--config", str(folder / "rgsd.yaml")]) == 0
-    grpo = recipe | {"output_dir": str(folder / "grpo"), "num_generations": 4, "per_device_train_batch_size": 4}
-    (folder / "grpo.yaml").write_text(yaml.safe_dump(grpo))
+    assert main(["train", "--config", str(folder / "recipe.yaml")]) == 0
     assert main(["grpo", "--config", str(folder / "grpo.yaml")]) == 0
     return folder

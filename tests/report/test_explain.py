@@ -14,11 +14,12 @@ from rgsd.cli import main
 from rgsd.datasets import load
 from rgsd.divergence import DivergenceSpec
 from rgsd.errors import ConfigError, DataError, PromptTooLong, RunError
-from rgsd.explain import ExplainConfig, explain, summary, token_rows, token_texts
+from rgsd.explain import ExplainConfig, explain, summary, token_rows
 from rgsd.pipeline import DataConfig
 from rgsd.prompts import PromptSettings, student_messages, teacher_messages
 from rgsd.report import TOKEN_MAPS, token_page
 from rgsd.runs import create_run, open_run
+from rgsd.thinking import align
 
 TEXT = "Drink water and rest. \N{HOT BEVERAGE}\ufe0f \N{FACE WITH THERMOMETER}"
 
@@ -153,11 +154,11 @@ def test_reasoning_is_shown_and_left_out_of_the_means(runs, tmp_path):
 
 def test_token_texts_join_to_the_text(tokenizer):
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    texts = token_texts(ids, tokenizer)
+    texts = align(ids, tokenizer).token_texts()
     assert "".join(texts) == TEXT
     assert "" in texts  # tokens that share a character
     assert "\ufffd" not in "".join(texts)
-    assert "".join(token_texts(ids[:-1], tokenizer)).endswith("\ufffd")  # a character cut in two is not hidden
+    assert "".join(align(ids[:-1], tokenizer).token_texts()).endswith("\ufffd")  # a character cut in two is not hidden
 
 
 def test_logits_are_compared_in_pieces_without_a_seam(tokenizer):

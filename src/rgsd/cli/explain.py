@@ -25,11 +25,11 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 2
     quieten()
-    from rgsd.agreement import write_json
     from rgsd.errors import RunError
     from rgsd.explain import ExplainConfig, explain
     from rgsd.pipeline import DataConfig
     from rgsd.report import token_page, write_page
+    from rgsd.runs import write_json
 
     data, settings = parse_plain((DataConfig, ExplainConfig), flags, "explain")
     output = Path(settings.output)

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
+from rgsd.settings import setting
 
 
 @dataclass
 class LabConfig:
     """What the laboratory runs, and where to."""
 
-    out: str = _setting("runs/lab", "Folder of the laboratory's run. The same command goes on with what it holds.")
-    full: bool = _setting(False, "Run every arm, with five seeds, rather than the standard table with one.")
-    seeds: list[int] | None = _setting(None, "Seeds; each is a task of its own. Unset: 0, or 0 to 4 with --full.")
-    arms: list[str] | None = _setting(None, "Run these arms alone. Unset: the standard table, or all with --full.")
-    grid: list[str] | None = _setting(None, "Files with arms of your own (docs/LAB.md), run beside the others.")
-    workers: int | None = _setting(None, "Arms trained at a time, on one core each. Unset: as many as cores.")
-    overwrite: bool = _setting(False, "Begin anew.")
+    out: str = setting("runs/lab", "Folder of the laboratory's run. The same command goes on with what it holds.")
+    full: bool = setting(False, "Run every arm, with five seeds, rather than the standard table with one.")
+    seeds: list[int] | None = setting(None, "Seeds; each is a task of its own. Unset: 0, or 0 to 4 with --full.")
+    arms: list[str] | None = setting(None, "Run these arms alone. Unset: the standard table, or all with --full.")
+    grid: list[str] | None = setting(None, "Files with arms of your own (docs/LAB.md), run beside the others.")
+    workers: int | None = setting(None, "Arms trained at a time, on one core each. Unset: as many as cores.")
+    overwrite: bool = setting(False, "Begin anew.")
 
 
 @dataclass
 class PretrainConfig:
     """How the nano model is made again."""
 
-    out: str = _setting("runs/nano", "Folder for weights, tokenizer and figures; new or empty.")
-    seed: int = _setting(0, "Seed of weights, conversations and batches. The shipped model's is 0.")
-    steps: int | None = _setting(None, "Optimizer steps. Unset: those of the shipped model.")
-    n_prompts: int | None = _setting(None, "Measure on so many held-out prompts. Unset: all.")
+    out: str = setting("runs/nano", "Folder for weights, tokenizer and figures; new or empty.")
+    seed: int = setting(0, "Seed of weights, conversations and batches. The shipped model's is 0.")
+    steps: int | None = setting(None, "Optimizer steps. Unset: those of the shipped model.")
+    n_prompts: int | None = setting(None, "Measure on so many held-out prompts. Unset: all.")
 
 
 def main(argv: list[str]) -> int:

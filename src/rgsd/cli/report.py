@@ -19,10 +19,10 @@ def main(argv: list[str]) -> int:
         "-o", "--output", help="the page, or a .json file for the numbers alone; unset: RUN/report.html"
     )
     args = parser.parse_args(argv)
-    from rgsd.agreement import write_json
     from rgsd.errors import RunError
     from rgsd.report import read, report_page, write_page
     from rgsd.report.page import as_json, is_a_report
+    from rgsd.runs import write_json
 
     facts = read(args.runs)
     output = Path(args.output or Path(args.runs[0]) / "report.html")

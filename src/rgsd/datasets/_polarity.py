@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from rgsd.judges.checks import PLAIN
+
 Reading = Literal["avoid", "commit"]
 """avoid: an instruction, meeting it is good. commit: the bad act itself, meeting it is bad."""
-
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})  # noqa: RUF001
 
 
 def _words(*lists: str) -> re.Pattern[str]:
@@ -138,7 +138,7 @@ def read(text: str) -> Reading | None:
     Returns:
         "avoid" when meeting it is good, "commit" when meeting it is bad, None when the wording does not say.
     """
-    plain = " ".join(text.translate(_PLAIN).lower().split()).lstrip("-*• ")
+    plain = " ".join(text.translate(PLAIN).lower().split()).lstrip("-*• ")
     subject = _SUBJECT.match(plain)
     rest = plain[subject.end() :] if subject else plain
     if adverbs := _ADVERBS.match(rest):

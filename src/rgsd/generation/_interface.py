@@ -61,9 +61,11 @@ def prompt_seed(seed: int, prompt: Conversation) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") >> 1
 
 
-def check_settings(max_new_tokens: int, temperature: float | None, top_p: float) -> None:
+def check_settings(max_new_tokens: int, temperature: float | None, top_p: float, batch_size: int = 1) -> None:
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}, at least 1 is wanted")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, at least 1 is wanted")
     if temperature is not None and temperature < 0:
         raise ConfigError(f"temperature is {temperature}: 0 (greedy) or more is wanted")
     if not 0 < top_p <= 1:

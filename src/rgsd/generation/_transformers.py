@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rgsd.errors import ConfigError, ModelError
+from rgsd.errors import ModelError
 from rgsd.generation._interface import (
     Conversation,
     Done,
@@ -95,9 +95,7 @@ class TransformersGenerator:
     ) -> None:
         from rgsd.fast.sampling import Sampling
 
-        check_settings(max_new_tokens, temperature, top_p)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}, at least 1 is wanted")
+        check_settings(max_new_tokens, temperature, top_p, batch_size)
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.sampling, self.seed = Sampling(temperature, top_p), seed

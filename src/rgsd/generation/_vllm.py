@@ -61,9 +61,7 @@ class VllmGenerator:
         dtype: str = "auto",
         engine: Mapping[str, Any] | None = None,
     ) -> None:
-        check_settings(max_new_tokens, temperature, top_p)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}, at least 1 is wanted")
+        check_settings(max_new_tokens, temperature, top_p, batch_size)
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:

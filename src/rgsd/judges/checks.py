@@ -30,7 +30,10 @@ from rgsd.errors import DataError
 from rgsd.judges.judgement import Judgement, Task
 from rgsd.rubrics import Example, Verdict
 
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u00a0": " "})  # noqa: RUF001
+PLAIN = str.maketrans(
+    {"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u00a0": " "}
+)
+"""Typographic quotes, dashes and spaces -> their plain forms."""
 _BULLET = re.compile(r"^[ \t]*[-*•+][ \t]+\S", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]*\d+[.)][ \t]+\S", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
@@ -49,7 +52,7 @@ def sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _phrase(phrase: str) -> re.Pattern[str]:
-    body = r"\s+".join(re.escape(word) for word in phrase.rstrip("*").translate(_PLAIN).split())
+    body = r"\s+".join(re.escape(word) for word in phrase.rstrip("*").translate(PLAIN).split())
     left = r"\b" if re.match(r"\w", body) else ""
     right = r"\w*" if phrase.endswith("*") else (r"\b" if re.search(r"\w$", body) else "")
     return re.compile(left + body + right, re.IGNORECASE)
@@ -144,7 +147,7 @@ def _mentions(phrases: list[str], text: str, *, negated: bool) -> bool:
 
 def holds(check: Mapping[str, Any], text: str) -> bool:
     """Whether a (valid) check holds on a text."""
-    return _holds(check, text.translate(_PLAIN))
+    return _holds(check, text.translate(PLAIN))
 
 
 def _holds(check: Mapping[str, Any], text: str) -> bool:

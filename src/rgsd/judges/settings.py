@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgsd.errors import ConfigError
 from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.judgement import Judge
+from rgsd.settings import json_object, setting
 
 OWN = "python:"
 """Begins the name of a judge of the user's own."""
 MODES = ("batched", "per_criterion")
 STRICTNESS = ("plain", "lenient", "strict")
-
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -31,60 +27,58 @@ class JudgeConfig:
         ConfigError: for a value out of range or settings that contradict each other, naming the remedy.
     """
 
-    judge: str = _setting(
+    judge: str = setting(
         "checks",
         "`checks` (the criteria's own programmatic checks); an LLM as PROVIDER/MODEL, e.g. openai/gpt-5.4, or, with "
         "judge_api_base, the name that the server gives its model; or a judge of your own as python:MODULE:FUNCTION, "
         "which is imported and called, and returns a rgsd.judges.Judge.",
     )
-    judge_kwargs: dict[str, Any] | str | None = _setting(
+    judge_kwargs: dict[str, Any] | str | None = setting(
         None, "Keyword arguments, as JSON, with which the FUNCTION of a judge of your own is called."
     )
-    judge_api_base: str | None = _setting(
-        None, "Address of an OpenAI-compatible server, e.g. http://localhost:8000/v1."
-    )
-    judge_api_key_env: str | None = _setting(
+    judge_api_base: str | None = setting(None, "Address of an OpenAI-compatible server, e.g. http://localhost:8000/v1.")
+    judge_api_key_env: str | None = setting(
         None, "Environment variable that holds the key. Unset: RGSD_JUDGE_API_KEY, then the provider's own variable."
     )
-    judge_mode: str = _setting(
+    judge_mode: str = setting(
         "batched",
         "All verdicts of a response in one call (the paper's way), or one call a criterion (HealthBench's way). "
         "Batched verdicts are stricter: never compare the two.",
         choices=list(MODES),
     )
-    judge_strictness: str = _setting(
+    judge_strictness: str = setting(
         "plain",
         "How the judge decides doubtful cases. The overclaim audit compares lenient and strict.",
         choices=list(STRICTNESS),
     )
-    judge_temperature: float | None = _setting(1.0, "The judge's sampling temperature. Unset: the provider's default.")
-    judge_max_tokens: int | None = _setting(None, "Longest reply of the judge. Unset: the provider's default.")
-    judge_reasoning_effort: str | None = _setting(
+    judge_temperature: float | None = setting(1.0, "The judge's sampling temperature. Unset: the provider's default.")
+    judge_max_tokens: int | None = setting(None, "Longest reply of the judge. Unset: the provider's default.")
+    judge_reasoning_effort: str | None = setting(
         None, "Reasoning effort of a judge that has one.", choices=["none", "low", "medium", "high"]
     )
-    judge_structured: bool = _setting(
+    judge_structured: bool = setting(
         True, "Ask for replies that follow a JSON schema. Unset it for a server that knows no `response_format`."
     )
-    judge_sample: int = _setting(0, "Which draw of the judge; another number judges the same responses again.")
-    judge_concurrency: int = _setting(16, "Requests in flight at once.")
-    judge_timeout: float = _setting(120.0, "Seconds until a request is given up.")
-    judge_retries: int = _setting(5, "How often a request is sent again after a fault of the server or the network.")
-    judge_retry_max_wait: float = _setting(60.0, "Longest pause before a request is sent again, in seconds.")
-    judge_reasks: int = _setting(2, "How often the judge is asked again after a reply that cannot be used.")
-    judge_give_up_after: int = _setting(
+    judge_sample: int = setting(0, "Which draw of the judge; another number judges the same responses again.")
+    judge_concurrency: int = setting(16, "Requests in flight at once.")
+    judge_timeout: float = setting(120.0, "Seconds until a request is given up.")
+    judge_retries: int = setting(5, "How often a request is sent again after a fault of the server or the network.")
+    judge_retry_max_wait: float = setting(60.0, "Longest pause before a request is sent again, in seconds.")
+    judge_reasks: int = setting(2, "How often the judge is asked again after a reply that cannot be used.")
+    judge_give_up_after: int = setting(
         20, "Stop after so many judgements in a row failed for reasons of the server or the network."
     )
-    judge_cache: str | None = _setting(
+    judge_cache: str | None = setting(
         None,
         "File that keeps replies, so that none is bought twice; `off` keeps none. Unset: judge.sqlite in "
         "$RGSD_CACHE or ~/.cache/rgsd.",
     )
-    judge_budget: float | None = _setting(None, "US dollars that this command may spend on the judge. Unset: no limit.")
-    judge_max_calls: int | None = _setting(None, "Requests that this command may send to the judge. Unset: no limit.")
-    judge_price_input: float | None = _setting(
+    judge_budget: float | None = setting(None, "US dollars that this command may spend on the judge. Unset: no limit.")
+    judge_max_calls: int | None = setting(None, "Requests that this command may send to the judge. Unset: no limit.")
+    judge_price_input: float | None = setting(
         None, "US dollars per million tokens read, for a judge that the price table does not know."
     )
-    judge_price_output: float | None = _setting(None, "US dollars per million tokens written, likewise.")
+    judge_price_output: float | None = setting(None, "US dollars per million tokens written, likewise.")
 
     def __post_init__(self) -> None:
         if not self.judge:
@@ -121,14 +115,7 @@ class JudgeConfig:
         return self.judge == "checks"
 
     def _own_arguments(self) -> dict[str, Any] | None:
-        value = self.judge_kwargs
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise ConfigError(f"judge_kwargs is not JSON ({error}): an object is wanted, e.g. '{{}}'") from error
-        if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"judge_kwargs is {type(value).__name__}, a JSON object is wanted")
+        value = json_object("judge_kwargs", self.judge_kwargs)
         if value and not self.is_own:
             raise ConfigError(
                 f"judge_kwargs is set, but judge is {self.judge!r}, which takes none: unset it, or name a judge of "

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rgsd.errors import ConfigError, RGSDError, RunError
+from rgsd.lab.figures import MAX_NEW_TOKENS
 from rgsd.lab.grid import Arm, Task
 from rgsd.lab.world import World, write_jsonl
 from rgsd.progress import say
@@ -34,8 +35,6 @@ from rgsd.runs import RECORD, Run, create_run, environment, open_run
 LAB = "lab.json"
 BASE = "base"
 HELD_OUT = "held-out"
-MAX_NEW_TOKENS = 96
-"""Longest measured response; all twelve facts after a thought are about 90 tokens."""
 BASE_ARMS = {"base": "none", "base+rubric": "rubric", "base+mismatched": "mismatched"}
 """What is measured before any training -> what the model is shown."""
 

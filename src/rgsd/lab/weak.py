@@ -7,16 +7,15 @@ verdict, as a language model at temperature 0 would give it. Nothing is ever mea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rgsd.errors import ConfigError
-from rgsd.judges import ChecksJudge, Judgement, Task
+from rgsd.judges import ChecksJudge, Judgement
 from rgsd.judges.checks import sentences
 from rgsd.rubrics import Example
 
 
-class WeakJudge:
+class WeakJudge(ChecksJudge):
     """The exact judge with faults.
 
     Args:
@@ -35,11 +34,10 @@ class WeakJudge:
                 raise ConfigError(f"{name} is {value}: a share from 0 to below 1 is wanted")
         self.errors, self.leniency, self.seed = errors, leniency, seed
         self.name = f"weak(errors={errors:g}, leniency={leniency:g}, seed={seed})"
-        self._exact = ChecksJudge()
 
     def judge(self, example: Example, response: str) -> Judgement:
         """The exact verdicts, spoilt."""
-        exact = self._exact.judge(example, response)
+        exact = super().judge(example, response)
         kindness = 1.0 - (1.0 - self.leniency) ** len(sentences(response))
         verdicts = []
         for number, (criterion, verdict) in enumerate(zip(example.rubric, exact.verdicts, strict=True)):
@@ -52,15 +50,6 @@ class WeakJudge:
                     met = not met
             verdicts.append(replace(verdict, met=met))
         return replace(exact, verdicts=verdicts)
-
-    def judge_all(self, tasks: Sequence[Task], done: Callable[[int, Judgement], None] | None = None) -> list[Judgement]:
-        """The judgements of many responses, in their order."""
-        judgements = []
-        for i, (example, response) in enumerate(tasks):
-            judgements.append(self.judge(example, response))
-            if done is not None:
-                done(i, judgements[-1])
-        return judgements
 
     def _luck(self, *key: object) -> float:
         """A number in [0, 1) that depends on the key and the seed alone."""
