@@ -38,7 +38,7 @@ def learn(folder, arm, **settings):
 
 def test_the_right_rubric_is_learnt(tmp_path):
     run, alone, shown = learn(tmp_path, "rgsd")
-    assert alone.satisfaction >= 0.55
+    assert alone.satisfaction >= 0.62
     # The policy still follows a rubric that it is shown: nothing was taught to the teacher's side.
     assert shown.satisfaction >= 0.9
     losses = [row["loss"] for row in run.read_lines("metrics.jsonl") if "loss" in row]
@@ -47,7 +47,7 @@ def test_the_right_rubric_is_learnt(tmp_path):
 
 def test_a_mismatched_rubric_is_not(tmp_path):
     _, alone, _ = learn(tmp_path, "mismatched")
-    assert alone.satisfaction <= 0.45
+    assert alone.satisfaction <= 0.47
 
 
 def test_reasoning_does_not_learn_to_name_the_rubric(tmp_path):
