@@ -9,6 +9,7 @@ import yaml
 
 from rgsd import compare as module
 from rgsd.cli.compare import main
+from rgsd.compare import _words as words
 from rgsd.compare import (
     changes,
     compare,
@@ -235,7 +236,7 @@ def test_length_can_account_for_a_gain():
     assert controlled["difference"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert controlled["slope"]["value"] == pytest.approx(0.3)
     assert found["length"]["characters"]["value"] == pytest.approx(1.5)
-    assert any("may account" in s for s in module._length_sentences({**found, "run": "b", "against": "a"}))
+    assert any("may account" in s for s in words._length_sentences({**found, "run": "b", "against": "a"}))
 
 
 # What cannot be compared.
