@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -122,6 +123,29 @@ def test_a_launched_process_reads_the_same_command_line_and_does_not_launch(tmp_
     monkeypatch.setattr(launch, "launch", lambda settings, command, argv: started.append((settings, command)) or 7)
     assert main(["train", *argv]) == 7
     assert started == [(LaunchConfig("ddp", 2), "train")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_leaves_its_group_before_the_interpreter_ends(tmp_path, tokenizer, monkeypatch, fails):
+    """Gloo's threads, left alone, have ended finished runs with SIGABRT."""
+    import torch.distributed as dist
+
+    from rgsd import pipeline
+    from rgsd.errors import RunError
+
+    recipe = make_world(tmp_path, tokenizer, **FULL)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
+
+    def train(_):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+        if fails:
+            raise RunError("as it happens")
+        return SimpleNamespace(folder=tmp_path)
+
+    monkeypatch.setattr(pipeline, "train", train)
+    assert main(["train", "--config", str(recipe)]) == int(fails)
+    assert not dist.is_initialized()
 
 
 # --- Real launches ----------------------------------------------------------------------------------------------------

@@ -22,10 +22,11 @@ from rgsd.errors import ConfigError
 EXACT_ROWS = 1024
 """Up to so many rows the best cut is searched for; above, groups are of equal row counts (the search is quadratic)."""
 
-MOST_PADDING = 0.05
-"""Share of the tokens of a forward pass that may be padding, before `slices` cuts it."""
-LEAST_TOKENS = 1024
-"""Tokens, padding included, below which a forward pass of its own costs more than it saves."""
+PASS_TOKENS = {"cpu": 64}
+"""What a forward and backward pass of its own costs, in tokens: by the kind of device. Measured on a CPU with 135M
+parameters (docs/BENCHMARKS.md)."""
+ACCELERATOR_PASS_TOKENS = 1024
+"""The same for every other kind, which wants many tokens at once. Not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +84,29 @@ def _best_bounds(sorted_lengths: np.ndarray, groups: int) -> list[int]:
     return [0, *reversed(bounds)]
 
 
-def slices(sorted_lengths: Sequence[int]) -> list[slice]:
-    """Cut rows that are sorted by length into the fewest contiguous slices that pad little: `MOST_PADDING` of what they
-    compute, or what is left when no slice computes fewer than `LEAST_TOKENS`. Unsorted rows are left in one."""
-    count, real = len(sorted_lengths), sum(sorted_lengths)
-    best = [slice(0, count)]
+def slices(sorted_lengths: Sequence[int], device: str = "cpu") -> list[slice]:
+    """Cut rows that are sorted by length into contiguous slices, a pass each, of the least cost: the tokens that are
+    computed, padding included, and `PASS_TOKENS` a pass. Unsorted rows are left in one.
+
+    Args:
+        sorted_lengths: tokens of each row.
+        device: the kind of device that computes.
+    """
+    count = len(sorted_lengths)
     if count > EXACT_ROWS or any(a > b for a, b in itertools.pairwise(sorted_lengths)):
-        return best
-    lengths = np.array(sorted_lengths, dtype=np.int64)
-    area = count * sorted_lengths[-1]
-    for groups in range(2, count + 1):
-        if real >= (1 - MOST_PADDING) * area:
-            break
-        cut = [slice(a, b) for a, b in itertools.pairwise(_best_bounds(lengths, groups))]
-        areas = [(s.stop - s.start) * sorted_lengths[s.stop - 1] for s in cut]
-        if min(areas) < LEAST_TOKENS:
-            break
-        best, area = cut, sum(areas)
-    return best
+        return [slice(0, count)]
+    a_pass = PASS_TOKENS.get(device, ACCELERATOR_PASS_TOKENS)
+    # cost[stop]: the least for the rows before `stop`; the last of their slices begins at starts[stop].
+    cost, starts = np.zeros(count + 1, dtype=np.int64), np.zeros(count + 1, dtype=np.int64)
+    for stop in range(1, count + 1):
+        through = cost[:stop] + (stop - np.arange(stop)) * sorted_lengths[stop - 1]
+        starts[stop] = through.argmin()
+        cost[stop] = through[starts[stop]] + a_pass
+    cut, stop = [], count
+    while stop:
+        cut.append(slice(int(starts[stop]), stop))
+        stop = int(starts[stop])
+    return cut[::-1]
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:

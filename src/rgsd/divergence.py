@@ -19,6 +19,7 @@ of one chunk, V vocabulary, H hidden width, K teacher's top-k.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +35,12 @@ Clip = Literal["entry", "token", "none"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits of one model that a chunk holds when `chunk_tokens` is not given: 16 MiB in fp32."""
+CPU_CHUNK_ELEMENTS = 1 << 23
+"""The same on a CPU, where a chunk's logits are all that it holds: 32 MiB."""
+BLOCK_ELEMENTS = 1 << 19
+"""On a CPU, the logits that the passes over a chunk go through at a time, so that they stay in its cache: 2 MiB."""
+BLOCK_WORDS = 64
+"""Words whose maxima are compared first to find the likeliest: torch's argmax is ten times slower than its amax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class DivergenceSpec:
         clip_threshold: the cap, in nats.
         temperature: divides both models' logits.
         top_k: compare the teacher's k likeliest words and one bucket for all others; None compares every word.
-        chunk_tokens: tokens whose logits are held at once; None takes `CHUNK_ELEMENTS` / V.
+        chunk_tokens: tokens whose logits are held at once; None takes `CHUNK_ELEMENTS` / V, or `CPU_CHUNK_ELEMENTS` / V.
 
     Raises:
         ConfigError: for a value out of range.
@@ -257,17 +264,23 @@ class _ChunkedDivergence(torch.autograd.Function):
         grad_weight_VH = torch.zeros(weight_VH.shape, **per_token) if need_weight else None
         grad_bias_V = torch.zeros(vocabulary, **per_token) if need_bias else None
 
-        chunk = spec.chunk_tokens or max(1, CHUNK_ELEMENTS // vocabulary)
+        held = CPU_CHUNK_ELEMENTS if hidden_NH.device.type == "cpu" else CHUNK_ELEMENTS
+        chunk = spec.chunk_tokens or max(1, held // vocabulary)
+        with_grad = any(ctx.needs_input_grad)
         for start in range(0, count, chunk):
             rows = slice(start, min(start + chunk, count))
-            logits_CV = head.logits(hidden_NH[rows])
-            result = _chunk(logits_CV, teacher_head.logits(teacher_hidden_NH[rows]), spec, any(ctx.needs_input_grad))
-            clipped_N[rows], unclipped_N[rows], is_clipped_N[rows] = result.clipped, result.unclipped, result.is_clipped
-            student_entropy_N[rows], teacher_entropy_N[rows] = result.student_entropy, result.teacher_entropy
-            teacher_top_N[rows] = result.teacher_top
-            if result.grad_logits is None:
+            logits_CV, teacher_logits_CV = head.logits(hidden_NH[rows]), teacher_head.logits(teacher_hidden_NH[rows])
+            for block in _blocks(logits_CV):
+                result = _chunk(logits_CV[block], teacher_logits_CV[block], spec, with_grad)
+                at = slice(start + block.start, start + block.stop)
+                clipped_N[at], unclipped_N[at], is_clipped_N[at] = result.clipped, result.unclipped, result.is_clipped
+                student_entropy_N[at], teacher_entropy_N[at] = result.student_entropy, result.teacher_entropy
+                teacher_top_N[at] = result.teacher_top
+                if result.grad_logits is not None:
+                    logits_CV[block] = _through_head(result.grad_logits, logits_CV[block], head)
+            if not with_grad:
                 continue
-            grad_CV = _through_head(result.grad_logits, logits_CV, head)
+            grad_CV = logits_CV  # block by block they have taken the logits' place
             low_CV = grad_CV.to(weight_VH.dtype)
             if grad_hidden_NH is not None:
                 grad_hidden_NH[rows] = linear(low_CV, weight_VH.T)
@@ -307,6 +320,13 @@ class _Chunk:
     grad_logits: Tensor | None
 
 
+def _blocks(logits_CV: Tensor) -> Iterator[slice]:
+    """The chunk's rows, a cache's worth at a time on a CPU; elsewhere all of them, a launch costing more than a pass."""
+    count, vocabulary = logits_CV.shape
+    block = max(1, BLOCK_ELEMENTS // vocabulary) if logits_CV.device.type == "cpu" else count
+    return (slice(start, min(start + block, count)) for start in range(0, count, block))
+
+
 def _through_head(grad_CV: Tensor, logits_CV: Tensor, head: Head) -> Tensor:
     """Gradient to h W' + b from the gradient to the logits."""
     if head.softcap is not None:
@@ -315,12 +335,13 @@ def _through_head(grad_CV: Tensor, logits_CV: Tensor, head: Head) -> Tensor:
 
 
 def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: DivergenceSpec, with_grad: bool) -> _Chunk:
-    student_CV = F.log_softmax(student_logits_CV / spec.temperature, dim=-1)
-    teacher_CV = F.log_softmax(teacher_logits_CV / spec.temperature, dim=-1)
-    p_student_CV, p_teacher_CV = student_CV.exp(), teacher_CV.exp()
-    student_entropy = -_dot(p_student_CV, student_CV)
-    teacher_entropy = -_dot(p_teacher_CV, teacher_CV)
-    teacher_top = teacher_CV.argmax(-1)
+    is_warped = spec.temperature != 1.0
+    if is_warped:
+        student_logits_CV, teacher_logits_CV = student_logits_CV / spec.temperature, teacher_logits_CV / spec.temperature
+    student_CV, teacher_CV = F.log_softmax(student_logits_CV, dim=-1), F.log_softmax(teacher_logits_CV, dim=-1)
+    p_student_CV, p_teacher_CV = student_logits_CV.softmax(-1), teacher_logits_CV.softmax(-1)
+    student_entropy, teacher_entropy = -_dot(p_student_CV, student_CV), -_dot(p_teacher_CV, teacher_CV)
+    teacher_top = _likeliest(teacher_logits_CV)
 
     if spec.top_k is not None and spec.top_k < student_CV.size(-1):
         top_CK = teacher_CV.topk(spec.top_k, dim=-1).indices
@@ -332,9 +353,9 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
 
     unclipped = entries.sum(-1)
     if spec.clip == "entry":
-        is_over = entries > spec.clip_threshold
-        clipped, is_clipped = entries.clamp_(max=spec.clip_threshold).sum(-1), is_over.any(-1)
-        grad_log_p.masked_fill_(is_over, 0.0)
+        is_clipped = entries.amax(-1) > spec.clip_threshold
+        grad_log_p = _zero_above(spec.clip_threshold, entries, grad_log_p)
+        clipped = entries.clamp_(max=spec.clip_threshold).sum(-1)
     elif spec.clip == "token":
         clipped, is_clipped = unclipped.clamp(max=spec.clip_threshold), unclipped > spec.clip_threshold
         grad_log_p.masked_fill_(is_clipped[:, None], 0.0)
@@ -353,13 +374,30 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
                 (student_CV - student[:, -1:]).exp_().mul_(grad_log_p[:, -1:]).scatter_(-1, top_CK, grad_log_p[:, :-1])
             )
             grad.addcmul_(p_student_CV, grad_sum, value=-1.0)
-        grad /= spec.temperature
+        if is_warped:
+            grad /= spec.temperature
     return _Chunk(clipped, unclipped, is_clipped, student_entropy, teacher_entropy, teacher_top, grad)
 
 
 def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:
-    """Row-wise inner product, without holding the (C, V) product."""
-    return torch.einsum("cv,cv->c", a_CV, b_CV)
+    """Row-wise inner product; on an accelerator without holding the (C, V) product."""
+    return (a_CV * b_CV).sum(-1) if a_CV.device.type == "cpu" else torch.einsum("cv,cv->c", a_CV, b_CV)
+
+
+def _likeliest(logits_CV: Tensor) -> Tensor:
+    """`argmax`: the first of the greatest, as there."""
+    count, vocabulary = logits_CV.shape
+    if logits_CV.device.type != "cpu" or vocabulary % BLOCK_WORDS:
+        return logits_CV.argmax(-1)
+    blocks = logits_CV.unflatten(-1, (-1, BLOCK_WORDS))
+    block_C = blocks.amax(-1).argmax(-1)
+    return block_C * BLOCK_WORDS + blocks[torch.arange(count), block_C].argmax(-1)
+
+
+def _zero_above(threshold: float, entries: Tensor, grad: Tensor) -> Tensor:
+    """The gradient where the entry is at most the threshold, else 0: `masked_fill` in one vectorised pass."""
+    least_above = torch.nextafter(torch.tensor(threshold, dtype=entries.dtype), torch.tensor(math.inf)).item()
+    return torch.ops.aten.hardtanh_backward(grad, entries, -math.inf, least_above)
 
 
 def _entries(

@@ -6,6 +6,7 @@ would, and the processes find each other. What is launched runs the same code as
 
 from __future__ import annotations
 
+import gc
 import importlib.resources
 import os
 import sys
@@ -186,4 +187,17 @@ def launch(settings: LaunchConfig, command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-__all__ = ["LaunchConfig", "launch", "launch_config"]
+def leave_group() -> None:
+    """Leave gloo's group of processes, if this process is in one, and end its threads. They would outlive the
+    interpreter, and one that then wants it takes the process down with SIGABRT, after all of its work was done.
+
+    NCCL's is left to the end of the process: leaving it waits for the others, and the first measures on alone.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+        gc.collect()  # wrapped models, which hold on to the group, are in cycles
+
+
+__all__ = ["LaunchConfig", "launch", "launch_config", "leave_group"]

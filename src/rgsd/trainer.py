@@ -339,7 +339,8 @@ class RGSDTrainer(Durable, DistillationTrainer):
         network = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # all processes must run as many passes
         states = []
-        for rows in [slice(None)] if sharded else slices(batch["attention_mask"].sum(-1).tolist()):
+        kind = batch["input_ids"].device.type
+        for rows in [slice(None)] if sharded else slices(batch["attention_mask"].sum(-1).tolist(), kind):
             mask_BT = batch["attention_mask"][rows]
             longest = mask_BT.size(1) if sharded else int(mask_BT.sum(-1).max())
             output = network.base_model(

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 def run(argv: list[str], kind: type, command: str) -> int:
     """A command that trains: in this process, or in as many as the launcher's settings ask for."""
     quieten()
-    from rgsd.launch import is_launched, launch, launch_config
+    from rgsd.launch import is_launched, launch, launch_config, leave_group
 
     settings = launch_config(argv)
     is_many = settings.accelerate_config or (settings.num_processes or 1) > 1
@@ -37,7 +37,10 @@ def run(argv: list[str], kind: type, command: str) -> int:
     from rgsd.progress import say
     from rgsd.runs import RESULTS
 
-    done = train(recipe)
+    try:
+        done = train(recipe)
+    finally:
+        leave_group()
     results = done.folder / RESULTS
     if results.is_file() and recipe.training.process_index == 0:
         show_results(json.loads(results.read_text("utf-8")))
