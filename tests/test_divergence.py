@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rgsd.divergence import DivergenceSpec, Head, chunked_divergence, divergence
+from rgsd.divergence import DivergenceSpec, Head, _likeliest, _zero_above, chunked_divergence, divergence
 from rgsd.errors import ConfigError
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
@@ -71,7 +71,8 @@ def gradients(out, *tensors):
 @pytest.mark.parametrize(("clip", "tau"), CLIPS)
 @pytest.mark.parametrize("top_k", [None, 1, 5])
 @pytest.mark.parametrize("variant", [{}, {"trained_head": False}, {"bias": False, "softcap": 3.0, "scale": 0.5}])
-def test_chunked_equals_plain(beta, clip, tau, top_k, variant):
+def test_chunked_equals_plain(beta, clip, tau, top_k, variant, monkeypatch):
+    monkeypatch.setattr("rgsd.divergence.BLOCK_ELEMENTS", 3 * V)  # 4 = 3 + 1
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         hidden, head, teacher_hidden, teacher_head = problem(dtype, spread=0.7, **variant)
         spec = DivergenceSpec(beta, clip, tau, temperature=1.3, top_k=top_k, chunk_tokens=4)  # 11 = 4 + 4 + 3
@@ -106,6 +107,20 @@ def test_the_chunk_size_changes_nothing(chunk):
     got = chunked_divergence(*inputs, DivergenceSpec(chunk_tokens=chunk))
     torch.testing.assert_close(got.total, want.total)
     torch.testing.assert_close(gradients(got, inputs[0]), gradients(want, inputs[0]))
+
+
+@pytest.mark.parametrize("vocabulary", [37, 64, 640])
+def test_the_likeliest_word_is_argmaxs(vocabulary):
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randint(0, 20, (50, vocabulary), generator=g).float()  # many ties: the first wins
+    assert torch.equal(_likeliest(logits), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_entries_above_the_threshold_lose_their_gradient(dtype):
+    cap = torch.tensor(0.05, dtype=dtype)
+    entries = torch.stack([cap, torch.nextafter(cap, cap + 1), cap - 1, cap + 1, torch.nextafter(cap, cap - 1)])
+    assert _zero_above(0.05, entries, torch.ones(5, dtype=dtype)).tolist() == [1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -1,6 +1,7 @@
 """The decode loop, the sampler and the packed linear layers, each against the plain path."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -160,11 +161,16 @@ def test_frozen_layers_give_the_values_and_gradients_of_plain_ones(monkeypatch):
 
     want, wanted = passed()
     calls = []
-    real = products.FrozenLinear.backward
-    monkeypatch.setattr(products.FrozenLinear, "backward", lambda ctx, g: calls.append(1) or real(ctx, g))
+    for kind in (products.FrozenLinear, products.AdaptedLinear):
+
+        def counted(ctx, grad, kind=kind, real=kind.backward):
+            calls.append(kind)
+            return real(ctx, grad)
+
+        monkeypatch.setattr(kind, "backward", counted)
     with linears.frozen(model):
         got, gotten = passed()
-    assert len(calls) == 12  # of 15: nothing before the first layer's q, k and v is trained
+    assert Counter(calls) == {products.AdaptedLinear: 14, products.FrozenLinear: 1}  # two layers of seven; the head
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
     assert gotten.keys() == wanted.keys()
     for name, gradient in wanted.items():

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from conftest import stir_adapters, tiny_model
+from peft import LoraConfig, get_peft_model
 from test_trainer import LORA, config, first_gradient, scripted
 
 from rgsd import batching
-from rgsd.fast import decoding, products
+from rgsd.fast import decoding, linears, products
 from rgsd.trainer import RGSDTrainer
 
 
@@ -33,8 +34,7 @@ def test_fast_products_and_slices_change_no_gradient(tmp_path, tokenizer, exampl
     plain = gradient(tmp_path, tokenizer, examples, peft_config=peft)
     monkeypatch.setenv("RGSD_FAST", "1")
     monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
-    monkeypatch.setattr(batching, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(batching, "MOST_PADDING", 0.0)
+    monkeypatch.setitem(batching.PASS_TOKENS, "cpu", 0)
     passes = []
     real = RGSDTrainer._hidden
 
@@ -95,3 +95,56 @@ def test_rollouts_come_from_the_decode_loop_and_leave_adapters_and_weights_alone
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
     trainer.args.merge_lora_for_rollouts = False
     assert trainer._decoded(student, prompts) is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_lora_added_in_place_is_pefts_lora(bias, monkeypatch):
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(12, 20, bias=bias))
+    model = get_peft_model(layer, LoraConfig(r=3, lora_alpha=7, target_modules=["0"]))
+    stir_adapters(model, 0.3)
+    x, pull = torch.randn(2, 5, 12, requires_grad=True), torch.randn(2, 5, 20)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    want = model(x)
+    want_grads = torch.autograd.grad((want * pull).sum(), [x, *trained])
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "LEAST_WEIGHT", 1)
+        patch.setattr(
+            linears, "_adapted_forward", lambda *a, real=linears._adapted_forward: calls.append(a) or real(*a)
+        )
+        with linears.frozen(model):
+            got = model(x)
+    assert len(calls) == 1
+    got_grads = torch.autograd.grad((got * pull).sum(), [x, *trained])
+    torch.testing.assert_close(got, want)
+    for a, b in zip(got_grads, want_grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.base_model.disable_adapter_layers(),
+        lambda m: m.merge_adapter(),
+        lambda m: setattr(m.base_model.model[0].lora_dropout["default"], "p", 0.5),
+        lambda m: m.base_model.model[0].get_base_layer().weight.requires_grad_(True),
+        lambda m: m.base_model.model[0].lora_B["default"].to(torch.float64),
+        lambda m: (
+            m.add_adapter("two", LoraConfig(r=2, target_modules=["0"])),
+            m.base_model.set_adapter(["default", "two"]),
+        ),
+    ],
+)
+def test_other_lora_is_left_to_peft(change, monkeypatch):
+    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(12, 20))
+    model = get_peft_model(layer, LoraConfig(r=3, lora_dropout=0.1, target_modules=["0"]))
+    adapted = model.base_model.model[0]
+    adapted.lora_dropout["default"].p = 0.0
+    with linears.frozen(model):
+        assert "forward" in vars(adapted)
+    change(model)
+    with linears.frozen(model):
+        assert "forward" not in vars(adapted)

@@ -53,7 +53,8 @@ class DivergenceSpec:
         clip_threshold: the cap, in nats.
         temperature: divides both models' logits.
         top_k: compare the teacher's k likeliest words and one bucket for all others; None compares every word.
-        chunk_tokens: tokens whose logits are held at once; None takes `CHUNK_ELEMENTS` / V, or `CPU_CHUNK_ELEMENTS` / V.
+        chunk_tokens: tokens whose logits are held at once; None takes `CHUNK_ELEMENTS` / V, on a CPU
+            `CPU_CHUNK_ELEMENTS` / V.
 
     Raises:
         ConfigError: for a value out of range.
@@ -321,7 +322,7 @@ class _Chunk:
 
 
 def _blocks(logits_CV: Tensor) -> Iterator[slice]:
-    """The chunk's rows, a cache's worth at a time on a CPU; elsewhere all of them, a launch costing more than a pass."""
+    """The chunk's rows: on a CPU a cache's worth at a time; elsewhere all, since a launch costs more than a pass."""
     count, vocabulary = logits_CV.shape
     block = max(1, BLOCK_ELEMENTS // vocabulary) if logits_CV.device.type == "cpu" else count
     return (slice(start, min(start + block, count)) for start in range(0, count, block))
@@ -337,7 +338,10 @@ def _through_head(grad_CV: Tensor, logits_CV: Tensor, head: Head) -> Tensor:
 def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: DivergenceSpec, with_grad: bool) -> _Chunk:
     is_warped = spec.temperature != 1.0
     if is_warped:
-        student_logits_CV, teacher_logits_CV = student_logits_CV / spec.temperature, teacher_logits_CV / spec.temperature
+        student_logits_CV, teacher_logits_CV = (
+            student_logits_CV / spec.temperature,
+            teacher_logits_CV / spec.temperature,
+        )
     student_CV, teacher_CV = F.log_softmax(student_logits_CV, dim=-1), F.log_softmax(teacher_logits_CV, dim=-1)
     p_student_CV, p_teacher_CV = student_logits_CV.softmax(-1), teacher_logits_CV.softmax(-1)
     student_entropy, teacher_entropy = -_dot(p_student_CV, student_CV), -_dot(p_teacher_CV, teacher_CV)

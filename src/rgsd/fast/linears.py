@@ -77,18 +77,25 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Ite
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Within it, linear layers whose weights are not trained multiply by `products.linear`, forward and backward.
+    """Within it, linear layers whose weights are not trained multiply by `products.linear`, forward and backward, and
+    the plain LoRA on them is added in place.
 
     Nothing changes under autocast, on another device, in other precisions, and where activations are checkpointed:
     their second forward pass comes after the context, and must be the same as the first."""
-    changed: list[nn.Linear] = []
+    changed: list[nn.Module] = []
     checkpoints = model.training and bool(getattr(model, "is_gradient_checkpointing", False))
     try:
         if is_on() and products.has_onednn() and not torch.is_autocast_enabled("cpu") and not checkpoints:
             for module in model.modules():
-                if type(module) is nn.Linear and "forward" not in vars(module) and _is_frozen(module):
+                if "forward" in vars(module):
+                    continue
+                if type(module) is nn.Linear and _is_frozen(module):
                     module.forward = _frozen_forward(module)
-                    changed.append(module)
+                elif isinstance(module, LoraLinear) and (adapter := _only_adapter(module)):
+                    module.forward = _adapted_forward(module, adapter)
+                else:
+                    continue
+                changed.append(module)
         yield
     finally:
         for module in changed:
@@ -110,6 +117,31 @@ def _is_frozen(module: nn.Linear) -> bool:
 def _frozen_forward(module: nn.Linear) -> Any:
     def forward(x: Tensor) -> Tensor:
         return products.FrozenLinear.apply(x, module.weight, module.bias)  # pyright: ignore[reportReturnType]
+
+    return forward
+
+
+def _only_adapter(module: LoraLinear) -> str | None:
+    """The adapter that the layer adds, where it is one, plain, trained in float32, without dropout, on a frozen layer;
+    else None."""
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    if module.disable_adapters or module.merged or len(active) != 1 or not _is_plain_lora(module):
+        return None
+    (name,) = active
+    base: Any = module.get_base_layer()
+    parts = (module.lora_A[name].weight, module.lora_B[name].weight)
+    is_plain = all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.requires_grad for w in parts)
+    dropout = module.lora_dropout[name]
+    is_dropping = module.training and not (isinstance(dropout, nn.Identity) or getattr(dropout, "p", 1.0) == 0.0)
+    return name if is_plain and not is_dropping and _is_frozen(base) else None
+
+
+def _adapted_forward(module: LoraLinear, adapter: str) -> Any:
+    base: Any = module.get_base_layer()
+    a, b, scale = module.lora_A[adapter], module.lora_B[adapter], module.scaling[adapter]
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return products.AdaptedLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scale)  # pyright: ignore[reportReturnType]
 
     return forward
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rgsd.fast import is_on
 
@@ -56,3 +57,32 @@ class FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (weight,) = ctx.saved_tensors
         return linear(grad, weight.T) if ctx.needs_input_grad[0] else None, None, None
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """A linear layer whose weight is not trained, with LoRA's, which is: x W' + b + scale (x A') B'.
+
+    The same products as layer by layer, but what the small ones give is added in place, scaled as it is added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        x_TI = x.reshape(-1, x.size(-1))
+        low_TR = x_TI @ a.T
+        y_TO = linear(x_TI, weight, bias).addmm_(low_TR, b.T, alpha=scale)
+        ctx.save_for_backward(x_TI, low_TR, weight, a, b)
+        ctx.scale = scale
+        return y_TO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x_TI, low_TR, weight, a, b = ctx.saved_tensors
+        grad_TO = grad.reshape(-1, grad.size(-1))
+        grad_low_TR = (grad_TO @ b).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = linear(grad_TO, weight.T).addmm_(grad_low_TR, a).view(*grad.shape[:-1], -1)
+        return grad_x, None, None, grad_low_TR.T @ x_TI, (grad_TO.T @ low_TR).mul_(ctx.scale), None
