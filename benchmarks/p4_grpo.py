@@ -36,6 +36,7 @@ def _shared(most: int, rows: int) -> dict[str, Any]:
         **p1_step.SHARED,
         "output_dir": common.scratch(),
         "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": 1,
         "max_completion_length": most,
     }
 

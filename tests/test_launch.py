@@ -134,17 +134,18 @@ def test_a_process_leaves_its_group_before_the_interpreter_ends(tmp_path, tokeni
     from rgsd.errors import RunError
 
     recipe = make_world(tmp_path, tokenizer, **FULL)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("RANK", "0")
+    joined = []
 
     def train(_):
         dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+        joined.append(dist.is_initialized())
         if fails:
             raise RunError("as it happens")
         return SimpleNamespace(folder=tmp_path)
 
     monkeypatch.setattr(pipeline, "train", train)
     assert main(["train", "--config", str(recipe)]) == int(fails)
+    assert joined == [True]
     assert not dist.is_initialized()
 
 
