@@ -1,6 +1,8 @@
 # make demo   set everything up, then train and measure the embedded model on the bundled rubrics
 # make test   set everything up, then run the linters and all tests
 # make docs   set everything up, then build the site of docs/ into site/
+# make slow   set everything up, then run the tests that take minutes each
+# make bench  set everything up, then run all benchmarks (about 50 minutes) and write docs/BENCHMARKS.md's tables
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 RUN ?= runs/demo
 
-.PHONY: demo test slow lint docs clean
+.PHONY: demo test slow lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rgsd train --config recipes/demo.yaml --output_dir $(RUN) --overwrite true
@@ -20,9 +22,12 @@ slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -174,3 +174,14 @@ def test_the_site_builds_without_a_warning(tmp_path):
     settings = (tmp_path / "site" / "settings" / "index.html").read_text("utf-8")
     assert "clip_threshold" in settings
     assert "token_rows" in (tmp_path / "site" / "api" / "index.html").read_text("utf-8")
+
+
+def test_the_settings_page_has_a_table_for_every_class_of_settings():
+    shown = set(re.findall(r"<!-- settings: ([\w.]+) -->", (ROOT / "docs" / "settings.md").read_text()))
+    declared = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        declared |= {f"{module}.{name}" for name in re.findall(r"^class (\w+Config)\b", file.read_text(), re.MULTILINE)}
+    public = {"rgsd.judges.settings.JudgeConfig": "rgsd.judges.JudgeConfig"}
+    assert {public.get(name, name) for name in declared} == shown
+    assert len(shown) > 10
