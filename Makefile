@@ -1,6 +1,7 @@
 # make demo   set everything up, then train and measure the embedded model on the bundled rubrics
 # make test   set everything up, then run the linters and all tests
 # make docs   set everything up, then build the site of docs/ into site/
+# make unit   the tests that neither train, launch nor serve: two minutes
 # make slow   set everything up, then run the tests that take minutes each
 # make bench  set everything up, then run all benchmarks (about 50 minutes) and write docs/BENCHMARKS.md's tables
 PYTHON ?= python3
@@ -10,13 +11,16 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 RUN ?= runs/demo
 
-.PHONY: demo test slow lint docs bench clean
+.PHONY: demo test unit slow lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rgsd train --config recipes/demo.yaml --output_dir $(RUN) --overwrite true
 
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+unit: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not integration"
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

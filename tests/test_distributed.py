@@ -13,6 +13,8 @@ from processes import (
 
 from rgsd.checkpoints import checkpoints, last_whole
 
+pytestmark = pytest.mark.integration
+
 ENGINES = ["ddp", "fsdp2"]
 FSDP2 = [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"]
 """DDP, which is simpler, only in the slow tests."""

@@ -15,6 +15,8 @@ from rgsd.checkpoints import SAVING, checkpoints, last_whole
 from rgsd.cli import main
 from rgsd.errors import TrainingDiverged
 
+pytestmark = pytest.mark.integration
+
 FULL = {"use_peft": False, "teacher_kind": "ema", "ema_rate": 0.3}
 
 

@@ -173,6 +173,7 @@ def two(recipe, config, *more):
     return ("train", "--config", str(recipe), "--accelerate_config", config, "--num_processes", "2", *more)
 
 
+@pytest.mark.integration
 def test_two_processes_are_launched_and_train(tmp_path, tokenizer):
     recipe = make_world(tmp_path, tokenizer, **FULL)
     code, text = run(*two(recipe, "ddp", "--output_dir", str(tmp_path / "run")))

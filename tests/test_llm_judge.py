@@ -72,6 +72,7 @@ def met(judgement):
     return [v.met for v in judgement.verdicts]
 
 
+@pytest.mark.integration
 def test_a_thousand_judgements_at_thirty_percent_faults(judge):
     faults = (*(f for f in TRANSPORT_FAULTS if f != "slow"), *CONTENT_FAULTS)
     with OpenAIServer(answer, fault_rate=0.3, faults_drawn=faults, seed=1, retry_after=0.01) as server:
@@ -315,6 +316,7 @@ def tell(process, n):
     process.stdin.flush()
 
 
+@pytest.mark.integration
 def test_two_processes_buy_each_reply_once(nursery):
     process, server = nursery
     tell(process, 150)
@@ -329,6 +331,7 @@ def test_two_processes_buy_each_reply_once(nursery):
     assert min(bought) > 0
 
 
+@pytest.mark.integration
 def test_killed_at_random_points_it_goes_on_and_loses_no_more_than_what_was_in_flight(nursery):
     process, server = nursery
     kills = (1, 37, 90, 161)

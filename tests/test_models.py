@@ -11,6 +11,7 @@ def test_the_fingerprint_tells_models_apart(tokenizer):
     assert fingerprint(tiny_model(tokenizer)) != fingerprint(tiny_model(tokenizer, seed=1))
 
 
+@pytest.mark.integration
 def test_the_embedded_model_loads_speaks_and_can_be_saved_again(tmp_path):
     tokenizer = load_tokenizer(EMBEDDED)
     model = load_model(EMBEDDED)

@@ -17,6 +17,8 @@ from killing import assert_same, make_world, outcome, run
 from rgsd.checkpoints import MANIFEST, SAVING, find, last_whole, problem_of, trim_lines
 from rgsd.errors import ConfigError, RunError
 
+pytestmark = pytest.mark.integration
+
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}
 FULL = {"use_peft": False, "teacher_kind": "ema", "ema_rate": 0.3}
 STEPS = 5

@@ -13,6 +13,8 @@ from processes import free_port
 from safetensors.torch import load_file
 from vllm_server import FakeVLLM
 
+pytestmark = pytest.mark.integration
+
 TESTS = Path(__file__).parent
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}
 

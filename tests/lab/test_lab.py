@@ -18,6 +18,8 @@ from rgsd.lab.weak import WeakJudge
 from rgsd.lab.world import World
 from rgsd.runs import open_run
 
+pytestmark = pytest.mark.integration
+
 # --- Grid -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ from rgsd.lab.grid import load_arms
 from rgsd.lab.running import Job, recipe_of
 from rgsd.lab.world import World, write_jsonl
 
+pytestmark = pytest.mark.integration
+
 STEPS = 30
 N_PROMPTS = 96
 

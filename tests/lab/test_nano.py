@@ -17,6 +17,8 @@ from rgsd.models import fingerprint, load_model, load_tokenizer
 from rgsd.prompts import student_messages, teacher_messages
 from rgsd.thinking import response_mask
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = 48
 needs_weights = pytest.mark.skipif(
     not (nano.model_folder() / "model.safetensors").is_file(), reason="the nano model has not been pretrained yet"
