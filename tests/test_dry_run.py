@@ -7,7 +7,7 @@ import pytest
 from processes import together
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from rgsd import costs
+from rgsd import batching, costs, divergence
 from rgsd.cli import main
 from rgsd.cli.train import parse
 from rgsd.dry_run import dry_run, small
@@ -202,6 +202,9 @@ def measure(folder, lora):
     ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once
     run(small(shape))  # what is imported, compiled and cached by a first run is not the model's
     gc.collect()
+    # The estimate is of an accelerator, which takes all of a chunk and of a micro-batch at once.
+    divergence.BLOCK_ELEMENTS, divergence.CPU_CHUNK_ELEMENTS = 1 << 40, divergence.CHUNK_ELEMENTS
+    batching.PASS_TOKENS["cpu"] = batching.ACCELERATOR_PASS_TOKENS
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     trainer = run(shape)
