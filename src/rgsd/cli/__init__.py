@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"rgsd: unknown command {args[0]!r}, known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if not os.environ.get("RGSD_VERBOSE"):
+        # The bar of GGUF files knows no other switch, and tqdm reads this one when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from rgsd.errors import Interrupted, RGSDError
 
     command: Callable[[list[str]], int] = import_module(f"rgsd.cli.{args[0]}").main

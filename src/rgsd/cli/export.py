@@ -12,7 +12,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("out", help="a new or empty folder")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="unset: the run's own")
     args = parser.parse_args(argv)
+    from rgsd.cli.train import quieten
     from rgsd.models import export
 
+    quieten()
     print(f"Model: {export(args.run, args.out, dtype=args.dtype).resolve()}")
     return 0

@@ -134,9 +134,6 @@ def quieten() -> None:
     """Libraries' chatter off; RGSD_VERBOSE=1 leaves it on."""
     if os.environ.get("RGSD_VERBOSE"):
         return
-    os.environ.setdefault(
-        "TQDM_DISABLE", "1"
-    )  # read when tqdm is imported; the bar of GGUF files knows no other switch
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()
