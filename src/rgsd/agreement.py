@@ -19,7 +19,7 @@ from rgsd.judges import Judge, JudgeConfig, Usage, build_judge
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.judges.settings import MODES
 from rgsd.progress import counting, say
-from rgsd.statistics import Estimate, agreement, agreement_of_counts, confusion, count_difference, ratio
+from rgsd.statistics import Estimate, agreement, agreement_of_counts, confusion, count_difference, ratio, words_of
 
 SIGNS = ("all", "positive", "pitfall", "unstated")
 SHOWN_GROUPS = 12
@@ -318,7 +318,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
         a = mode["agreement"]
         said.append(
             f"{mode['judge']} agrees with the people on {_percent(a['raw'])} of {a['n']:,} criteria; Cohen's kappa "
-            f"{_number(a['kappa'])}, balanced F1 {_number(a['balanced_f1'])}{ties}."
+            f"{words_of(a['kappa'])}, balanced F1 {words_of(a['balanced_f1'])}{ties}."
         )
         if mode["n_several"]:
             said.append(_against_people(mode))
@@ -383,7 +383,7 @@ def _between_sentence(one: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         f"Asked {one['first']} it says met in {_percent(shares[one['first']])}, asked {one['other']} in "
         f"{_percent(shares[one['other']])}, people in {_percent(people)}; {one['other']} minus {one['first']} on the "
         f"same criteria: {_points(d)}: {tendency}.{better} The two agree with each other on "
-        f"{_percent(one['agreement']['raw'])} (kappa {_number(one['agreement']['kappa'])}): never mix their scores."
+        f"{_percent(one['agreement']['raw'])} (kappa {words_of(one['agreement']['kappa'])}): never mix their scores."
     )
 
 
@@ -393,14 +393,6 @@ def _percent(estimate: Mapping[str, Any]) -> str:
     if estimate["low"] is None:
         return f"{100 * estimate['value']:.1f} %"
     return f"{100 * estimate['value']:.1f} % ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
-
-
-def _number(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return estimate["note"] or "undefined"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.2f}"
-    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
 
 
 def _points(estimate: Mapping[str, Any]) -> str:
@@ -462,7 +454,7 @@ def _rate(rates: Mapping[str, Any], name: str) -> str:
 
 
 def _short(estimate: Mapping[str, Any]) -> str:
-    return "-" if estimate["value"] is None else _number(estimate)
+    return "-" if estimate["value"] is None else words_of(estimate)
 
 
 def _group_view(modes: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:

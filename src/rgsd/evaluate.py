@@ -113,18 +113,25 @@ def judge_responses(
 
 
 def _row(arm: str, example: Example, response: Response, text: str, judge: str, judgement: Judgement) -> dict[str, Any]:
-    result = score(example.rubric, judgement.verdicts, example.scoring, text)
     return {
         "arm": arm,
         "example_id": example.id,
-        "domain": example.domain,
-        "tags": list(example.tags),
         "scoring": example.scoring,
         "question": example.messages[-1]["content"],
         "response": response.text,
-        "judged_text": text,
         "n_tokens": response.n_tokens,
         "is_truncated": response.is_truncated,
+        **judged_fields(example, text, judge, judgement),
+    }
+
+
+def judged_fields(example: Example, text: str, judge: str, judgement: Judgement) -> dict[str, Any]:
+    """What a judgement of a response, read as `text`, adds to its row."""
+    result = score(example.rubric, judgement.verdicts, example.scoring, text)
+    return {
+        "domain": example.domain,
+        "tags": list(example.tags),
+        "judged_text": text,
         "score": result.value,
         "coverage": result.coverage,
         "judge": judge,

@@ -196,6 +196,15 @@ def _divided(over: np.ndarray, under: np.ndarray) -> np.ndarray:
 # Rows.
 
 
+def words_of(estimate: Mapping[str, Any]) -> str:
+    """An estimate, as a run folder holds it, for a sentence: its value and interval, or why it has none."""
+    if estimate["value"] is None:
+        return estimate["note"] or "undefined"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.2f}"
+    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+
+
 def latest(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """The last row of each arm, example and judge: a later row supersedes an earlier one of the same key."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}

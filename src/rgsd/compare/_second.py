@@ -12,9 +12,10 @@ from rgsd import datasets, statistics
 from rgsd.compare._changes import by_criterion, is_beyond
 from rgsd.compare._runs import Contender, Row, choose_judge, judges_of_all, shared_prompts
 from rgsd.errors import ConfigError, DataError, JudgeError, RunError
+from rgsd.evaluate import judged_fields
 from rgsd.judges import Judge, Judgement
 from rgsd.progress import counting, say
-from rgsd.rubrics import Example, score
+from rgsd.rubrics import Example
 from rgsd.runs import SAMPLES, hold
 from rgsd.statistics import agreement, interval
 
@@ -185,24 +186,7 @@ def _example_of(row: Row, examples: Mapping[str, Example]) -> Example:
 
 
 def _judged_row(row: Row, example: Example, judge: str, judgement: Judgement) -> dict[str, Any]:
-    text = statistics.text_of(row)
-    result = score(example.rubric, judgement.verdicts, example.scoring, text)
-    return {
-        **row,
-        "domain": example.domain,
-        "tags": list(example.tags),
-        "judged_text": text,
-        "score": result.value,
-        "coverage": result.coverage,
-        "judge": judge,
-        "verdicts": [
-            {"criterion": c.text, "weight": c.weight, "tags": list(c.tags), **asdict(v)}
-            for c, v in zip(example.rubric, judgement.verdicts, strict=True)
-        ],
-        "replies": list(judgement.replies),
-        "usage": asdict(judgement.usage),
-        "problem": judgement.problem,
-    }
+    return {**row, **judged_fields(example, statistics.text_of(row), judge, judgement)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rgsd.compare._changes import is_beyond
 from rgsd.progress import say
+from rgsd.statistics import words_of
 
 MOST_GROUPS = 8
 """Groups of criteria shown of each table; the JSON holds all."""
@@ -91,7 +92,7 @@ def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> li
     kappa, f1 = found["kappa"], found["balanced_f1"]
     said = [
         f"Second judge {second['judge']}: the same verdict on {100 * found['raw']['value']:.1f} % of {found['n']:,} "
-        f"criteria; Cohen's kappa {_figure(kappa)}, balanced F1 {_figure(f1)}. It says met in "
+        f"criteria; Cohen's kappa {words_of(kappa)}, balanced F1 {words_of(f1)}. It says met in "
         f"{100 * second['met_share']['second']:.1f} %, {table['judge']} in {100 * second['met_share']['first']:.1f} %."
     ]
     if second["n_other_response"]:
@@ -121,14 +122,6 @@ def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> li
             f"{table['judge']}: {verdict}."
         )
     return said
-
-
-def _figure(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return estimate["note"] or "undefined"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.2f}"
-    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
 
 
 def _points(found: Mapping[str, Any]) -> str:
