@@ -1,11 +1,8 @@
-"""The documentation: its commands parse, the first hour runs as written, and the site builds without a warning."""
+"""The documentation: its commands parse and the first hour runs as written. `make docs` builds the site, strictly."""
 
 import argparse
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -162,18 +159,6 @@ def test_the_first_hour_runs_as_written(tmp_path, tokenizer, monkeypatch, capsys
     assert ran == ["doctor", "init", "data", "explain", "train", "report", "export"]
     assert (tmp_path / "my-model" / "config.json").is_file()
     assert "Judged by programmatic checks" in (tmp_path / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path):
-    if shutil.which("mkdocs") is None and not (Path(sys.executable).parent / "mkdocs").exists():
-        pytest.skip("mkdocs is not installed: pip install 'rgsd[docs]'")
-    call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    settings = (tmp_path / "site" / "settings" / "index.html").read_text("utf-8")
-    assert "clip_threshold" in settings
-    assert "token_rows" in (tmp_path / "site" / "api" / "index.html").read_text("utf-8")
 
 
 def test_the_settings_page_has_a_table_for_every_class_of_settings():
