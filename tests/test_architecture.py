@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "rgsd"
 ORDER = [
     "errors",
     "settings",
+    "leaks",
     "rubrics",
     "thinking",
     "judges",
@@ -54,6 +55,7 @@ ORDER = [
 FORBIDDEN = {
     "rubrics": {"torch", "transformers", "numpy", "datasets", "trl"},
     "datasets": {"torch", "transformers", "tokenizers", "trl"},
+    "leaks": {"torch", "transformers", "trl", "rgsd.rubrics"},
     "prompts": {"torch", "transformers", "tokenizers", "trl"},
     "judges": {"torch", "transformers", "trl", "rgsd.trainer"},
     "divergence": {"transformers", "trl", "rgsd.config", "rgsd.trainer", "rgsd.rubrics", "rgsd.prompts"},

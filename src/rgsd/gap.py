@@ -22,10 +22,10 @@ from rgsd.divergence import DivergenceSpec, divergence
 from rgsd.errors import ConfigError
 from rgsd.generation import Response, TransformersGenerator
 from rgsd.judges import JudgeConfig, build_judge
+from rgsd.leaks import mentions_rubric
 from rgsd.measure import MeasureConfig, Subject, examples_for, load, opened, prompts_for
 from rgsd.pipeline import DataConfig
 from rgsd.progress import counting, say
-from rgsd.prompts import mentions_rubric
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import RESPONSES, RESULTS, Run
 from rgsd.statistics import interval, paired_difference, summarise

@@ -18,7 +18,8 @@ from rgsd.checkpoints import Durable, append_together, check_alignment
 from rgsd.config import settle_device
 from rgsd.errors import ConfigError
 from rgsd.judges import Judge, Usage
-from rgsd.prompts import PromptSettings, mentions_rubric, student_messages
+from rgsd.leaks import mentions_rubric
+from rgsd.prompts import PromptSettings, student_messages
 from rgsd.rubrics import Example, score
 from rgsd.settings import setting
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking

@@ -18,8 +18,9 @@ from rgsd.checkpoints import Durable
 from rgsd.config import settle_device
 from rgsd.errors import ConfigError
 from rgsd.generation import Response, TransformersGenerator
+from rgsd.leaks import mentions_rubric
 from rgsd.progress import counting
-from rgsd.prompts import PromptSettings, mentions_rubric, training_rows
+from rgsd.prompts import PromptSettings, training_rows
 from rgsd.rubrics import Example
 from rgsd.settings import setting
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking

@@ -41,7 +41,7 @@ from rgsd.divergence import Head, chunked_divergence
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.fast import decoding
 from rgsd.fast.linears import frozen
-from rgsd.prompts import mentions_rubric
+from rgsd.leaks import mentions_rubric
 from rgsd.sharding import local, reshard, whole
 from rgsd.teacher import Teacher
 from rgsd.thinking import prompt_opens_thinking, response_mask

@@ -9,7 +9,7 @@ from rgsd.lab import conversations as module
 from rgsd.lab.conversations import Conversations, Mixture
 from rgsd.lab.words import MODIFIERS
 from rgsd.lab.world import World, read_fact
-from rgsd.prompts import mentions_rubric
+from rgsd.leaks import mentions_rubric
 from rgsd.thinking import strip_thinking
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from rgsd.lab.running import BASE_ARMS, Job
 from rgsd.lab.world import Audit, World
-from rgsd.prompts import mentions_rubric
+from rgsd.leaks import mentions_rubric
 from rgsd.runs import METRICS, SAMPLES, open_run
 from rgsd.statistics import interval, latest
 

@@ -18,7 +18,8 @@ from rgsd.evaluate import judge_responses
 from rgsd.generation import generate
 from rgsd.judges import ChecksJudge
 from rgsd.lab.world import World
-from rgsd.prompts import PromptSettings, mentions_rubric, training_rows
+from rgsd.leaks import mentions_rubric
+from rgsd.prompts import PromptSettings, training_rows
 from rgsd.thinking import strip_thinking
 
 FILE = "figures.json"

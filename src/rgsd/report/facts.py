@@ -17,7 +17,7 @@ import numpy as np
 
 from rgsd import compare, statistics
 from rgsd.errors import RGSDError, RunError
-from rgsd.prompts import mentions_rubric
+from rgsd.leaks import mentions_rubric
 from rgsd.runs import METRICS, RESPONSES, RESULTS, ROLLOUTS, SAMPLES, Run, open_run
 
 TOKEN_MAPS = "explanations.jsonl"
