@@ -1,5 +1,7 @@
 """The GRPO arm: TRL's trainer as it is, the judge's score as reward, unscored responses left out of their group."""
 
+import copy
+import dataclasses
 import json
 import types
 
@@ -10,8 +12,9 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from rgsd.errors import ConfigError
-from rgsd.grpo import RubricGRPOConfig, RubricReward, grpo_rows
+from rgsd.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.judges import ChecksJudge, Judgement, Usage
+from rgsd.leaks import mentions_rubric
 from rgsd.rubrics import Verdict
 
 
@@ -120,3 +123,58 @@ def test_the_reward_is_the_datasets_score_and_metrics_are_logged(examples):
 def test_one_response_a_prompt_is_refused(tmp_path):
     with pytest.raises((ConfigError, ValueError), match=r"num_generations|at least 2"):
         RubricGRPOConfig(output_dir=str(tmp_path), num_generations=1, use_cpu=True, report_to="none")
+
+
+def tagged(tokenizer):
+    """The tokenizer with think tags that are special tokens, as Mistral's reasoning models have them."""
+    special = copy.deepcopy(tokenizer)
+    special.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    return special
+
+
+def test_reasoning_between_special_tokens_is_taken_out_of_the_completions_ids(tokenizer, examples):
+    special, judge = tagged(tokenizer), ScriptedJudge()
+    ids = [
+        [*special.encode("[THINK]the rubric wants rest[/THINK]Sleep.", add_special_tokens=False), special.eos_token_id],
+        special.encode("[THINK]never closed", add_special_tokens=False),
+    ]
+    texts = special.batch_decode(ids, skip_special_tokens=True)  # what TRL passes
+    assert texts[0] == "the rubric wants restSleep."
+    reward = RubricReward(examples, judge, tokenizer=special, think_tags=("[THINK]", "[/THINK]"))
+    reward(completions=texts, completion_ids=ids, example_id=["e0", "e1"])
+    assert judge.seen == ["Sleep.", ""]
+
+
+def test_trl_hands_over_the_ids(tokenizer, tmp_path, examples):
+    """End to end: what is judged is decoded from the ids, special tags and all."""
+    special, judge = tagged(tokenizer), ScriptedJudge()
+    close = special.convert_tokens_to_ids("[/THINK]")
+
+    class Reasoning(RubricGRPOTrainer):
+        def _generate_single_turn(self, prompt_ids, *_):
+            answer = special.encode("Sleep.", add_special_tokens=False)
+            return [[50, 51, close, *answer, special.eos_token_id] for _ in prompt_ids], None
+
+    model = tiny_model(special)
+    Reasoning(
+        model,
+        args=arguments(tmp_path),
+        reward_funcs=RubricReward(examples, judge, tokenizer=special, think_tags=("[THINK]", "[/THINK]"), opened=True),
+        train_dataset=Dataset.from_list(grpo_rows(examples)),
+        processing_class=special,
+    ).train()
+    assert set(judge.seen) == {"Sleep."}
+
+
+def test_the_leak_meter_knows_the_question_as_in_rgsd(examples):
+    """A user who asks for grading criteria is answered with them: no leak."""
+    asking = dataclasses.replace(
+        examples[0], messages=({"role": "user", "content": "What are the grading criteria for this essay?"},)
+    )
+    logged = {}
+    answer = "The grading criteria are clarity and depth."
+    RubricReward([asking], ScriptedJudge())(
+        completions=[answer, "Your rubric wants rest."], example_id=["e0", "e0"], log_metric=logged.__setitem__
+    )
+    assert mentions_rubric(answer)
+    assert logged["leak_rate"] == 0.5

@@ -27,6 +27,7 @@ from rgsd.measure import examples_by_id
 from rgsd.progress import say
 from rgsd.runs import SAMPLES, open_run
 from rgsd.statistics import Interval, interval, latest
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
 MAX_CLAIMS = 30
 """Claims of a response that are looked at, the first ones."""
@@ -259,7 +260,8 @@ def audit(names: Sequence[str], judge_config: JudgeConfig, settings: AuditConfig
         if graders:
             by_id = examples_by_id(run)
             examples = [by_id[r["example_id"]] for r in rows]
-            judged = {k: evaluate.measure(run, arm, examples, [], None, g) for k, g in graders.items()}
+            tags = (run.settings.get("think_open_tag") or OPEN_TAG, run.settings.get("think_close_tag") or CLOSE_TAG)
+            judged = {k: evaluate.measure(run, arm, examples, [], None, g, think_tags=tags) for k, g in graders.items()}
             over = overclaim(judged["lenient"], judged["strict"], seed=settings.seed)
             result |= {"overclaim": over["overclaim"], "overclaim_coverage": over["coverage"]}
         found[label] = result

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rgsd import datasets as rubric_data
 from rgsd import evaluate, replay
 from rgsd.divergence import DivergenceSpec, divergence
 from rgsd.errors import ConfigError
@@ -114,7 +115,7 @@ def gap(
     )
     found = None
     if gap_settings.divergence_prompts:
-        some = examples[: gap_settings.divergence_prompts]
+        some = rubric_data.subset(examples, gap_settings.divergence_prompts, data.split_seed)
         found = _divergences(run, model, tokenizer, some, dataclasses.replace(settings, template=best), gap_settings)
     table = {
         "arms": [summarise(rows, seed=settings.seed) for rows in arms.values()],
@@ -155,6 +156,7 @@ def _divergences(
     generator = TransformersGenerator(
         model, tokenizer, max_new_tokens=gap_settings.rollout_tokens, batch_size=settings.batch_size,
         temperature=1.0, seed=settings.seed, think_open_tag=settings.think_open_tag,
+        think_close_tag=settings.think_close_tag,
     )  # fmt: skip
     label = "rollouts"
     kept = evaluate.stored_responses(run, label)

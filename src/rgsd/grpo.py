@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rgsd.checkpoints import Durable, append_together, check_alignment
 from rgsd.config import settle_device
 from rgsd.errors import ConfigError
+from rgsd.generation import decode
 from rgsd.judges import Judge, Usage
 from rgsd.leaks import mentions_rubric
 from rgsd.prompts import PromptSettings, student_messages
@@ -65,6 +66,8 @@ class RubricReward:
     Args:
         examples: those that are trained on; a row's `example_id` column finds its own.
         judge: who judges.
+        tokenizer: decodes the completions' ids. TRL's own texts lack special tokens, and with them think tags that are
+            such tokens; None takes those texts.
         think_tags: of the reasoning, which is taken out before judging.
         opened: whether the chat template has already opened the reasoning when the response begins.
         log: a .jsonl file for the rollouts, or None.
@@ -77,18 +80,20 @@ class RubricReward:
         examples: Sequence[Example],
         judge: Judge,
         *,
+        tokenizer: Any = None,
         think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
         opened: bool = False,
         log: Path | None = None,
     ) -> None:
         self._examples = {e.id: e for e in examples}
         self._judge, self._think_tags, self._opened, self._log = judge, think_tags, opened, log
+        self._tokenizer = tokenizer
         self.usage = Usage()
 
     def __call__(self, completions: Sequence[Any], example_id: Sequence[str], **kwargs: Any) -> list[float | None]:
         """A reward a completion, None where the judge left every criterion that could earn points unscored."""
         examples = [self._examples[i] for i in example_id]
-        texts = [_text(c) for c in completions]
+        texts = self._texts(completions, kwargs.get("completion_ids"))
         answers = [strip_thinking(t, *self._think_tags, opened=self._opened) for t in texts]
         judgements = self._judge.judge_all(list(zip(examples, answers, strict=True)))
         scores = [
@@ -98,7 +103,8 @@ class RubricReward:
         rewards = [s.value if s.coverage == 1.0 else None for s in scores]
         used = sum((j.usage for j in judgements), Usage())
         self.usage += used
-        self._report(kwargs, used, rewards, [s.coverage for s in scores], answers)
+        leaks = [mentions_rubric(a, _question(e)) for a, e in zip(answers, examples, strict=True)]
+        self._report(kwargs, used, rewards, [s.coverage for s in scores], leaks)
         if self._log is not None:
             step = getattr(kwargs.get("trainer_state"), "global_step", None)
             lines = []
@@ -109,13 +115,18 @@ class RubricReward:
             append_together(self._log, "".join(lines))
         return rewards
 
+    def _texts(self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None) -> list[str]:
+        if self._tokenizer is None or completion_ids is None:
+            return [_text(c) for c in completions]
+        return [decode(self._tokenizer, ids, self._think_tags) for ids in completion_ids]
+
     def _report(
         self,
         kwargs: Mapping[str, Any],
         used: Usage,
         rewards: Sequence[float | None],
         coverage: Sequence[float],
-        answers: Sequence[str],
+        leaks: Sequence[bool],
     ) -> None:
         log_metric = kwargs.get("log_metric")
         if log_metric is None:
@@ -133,7 +144,7 @@ class RubricReward:
         log_metric("judge/total_calls", float(self.usage.calls))
         log_metric("coverage", sum(coverage) / n)
         log_metric("unscored_share", sum(r is None for r in rewards) / n)
-        log_metric("leak_rate", sum(mentions_rubric(a) for a in answers) / n)
+        log_metric("leak_rate", sum(leaks) / n)
 
 
 class RubricGRPOTrainer(Durable, GRPOTrainer):
@@ -163,6 +174,11 @@ class RubricGRPOTrainer(Durable, GRPOTrainer):
 
 def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def _question(example: Example) -> str:
+    """What the leak meter compares an answer with: all that the student reads, as in `RGSDTrainer`."""
+    return "\n".join(m["content"] for m in student_messages(example))
 
 
 def grpo_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class MeasureConfig:
     show_weights: bool = setting(False, "Show each criterion's weight in it.")
     think_open_tag: str = setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
     think_close_tag: str = setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
-    max_prompts: int | None = setting(None, "Measure on at most so many prompts.")
+    max_prompts: int | None = setting(None, "Measure on at most so many prompts, sampled by split_seed.")
     min_coverage: float = setting(0.95, "Fail when the judge scored less than this share of an arm's criteria.")
     overwrite: bool = setting(False, "Replace what the output_dir holds, rather than go on with it.")
 
@@ -237,7 +237,7 @@ def examples_for(data: DataConfig, settings: MeasureConfig, on_all: bool | None)
         _, examples = load_split(data)
     if not examples:
         raise ConfigError(f"{data.data!r} gives no prompts to measure on")
-    return examples[: settings.max_prompts]
+    return rubric_data.subset(examples, settings.max_prompts, data.split_seed)
 
 
 def _check_judge(examples: Sequence[Example], config: JudgeConfig) -> None:

@@ -49,7 +49,9 @@ class DataConfig:
         "Keep as held-out the examples with one of these tags, instead of a seeded split (data with a fixed split).",
     )
     split_seed: int = setting(0, "Seed of the split into training and held-out prompts.")
-    max_train_prompts: int | None = setting(None, "Train on at most so many prompts. Unset: all of them.")
+    max_train_prompts: int | None = setting(
+        None, "Train on at most so many prompts, sampled by split_seed. Unset: all of them."
+    )
 
 
 @dataclass
@@ -59,7 +61,9 @@ class EvalConfig:
     evaluate: bool = setting(True, "Measure base, base with rubric, and trained policy on the held-out prompts.")
     eval_max_new_tokens: int | None = setting(None, "Longest evaluated response. Unset: max_completion_length.")
     eval_generation_batch_size: int = setting(32, "Prompts generated at once in the evaluation.")
-    max_eval_prompts: int | None = setting(None, "Evaluate on at most so many held-out prompts. Unset: all of them.")
+    max_eval_prompts: int | None = setting(
+        None, "Evaluate on at most so many held-out prompts, sampled by split_seed. Unset: all of them."
+    )
     self_written_references: bool = setting(
         False,
         "Let the base model write the reference responses beforehand, from the rubrics (enrichment reference, both).",
@@ -212,6 +216,7 @@ def _grpo_trainer(
     reward = RubricReward(
         train_set,
         judge,
+        tokenizer=tokenizer,
         think_tags=(args.think_open_tag, args.think_close_tag),
         opened=prompt_opens_thinking(ids, tokenizer, args.think_open_tag),
         log=run.folder / ROLLOUTS if args.keep_rollouts else None,
@@ -255,7 +260,7 @@ def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[
     evaluation = evaluation or EvalConfig()
     share = data.held_out
     if share == 0 and not evaluation.evaluate:
-        return list(unique.examples)[: data.max_train_prompts], []
+        return rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), []
     if data.held_out_tags:
         tags = set(data.held_out_tags)
         held_out = [e for e in unique.examples if tags & set(e.tags)]
@@ -270,7 +275,10 @@ def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[
         parts = rubric_data.split(unique.examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
         train_set, held_out = list(parts.train), list(parts.held_out)
     say(f"Data: {data.data} ({loaded.schema}), {len(train_set)} training and {len(held_out)} held-out prompts")
-    return train_set[: data.max_train_prompts], held_out[: evaluation.max_eval_prompts]
+    return (
+        rubric_data.subset(train_set, data.max_train_prompts, data.split_seed),
+        rubric_data.subset(held_out, evaluation.max_eval_prompts, data.split_seed),
+    )
 
 
 def _open(recipe: Recipe) -> Run:
@@ -331,6 +339,8 @@ def _self_written(model: Any, tokenizer: Any, examples: Sequence[Example], recip
         max_new_tokens=recipe.training.max_completion_length or 512,
         batch_size=recipe.evaluation.eval_generation_batch_size,
         label="self-written references",
+        think_open_tag=recipe.training.think_open_tag,
+        think_close_tag=recipe.training.think_close_tag,
     )
     return {e.id: r.text for e, r in zip(examples, responses, strict=True)}
 
@@ -380,6 +390,7 @@ def _arm(
         batch_size=recipe.evaluation.eval_generation_batch_size,
         chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
         think_open_tag=tags[0],
+        think_close_tag=tags[1],
     )
     return evaluate.measure(run, arm, examples, prompts, generator, judge, think_tags=tags)
 

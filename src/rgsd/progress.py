@@ -25,6 +25,7 @@ SHADES = "▁▂▃▄▅▆▇█"
 
 # Name, key, factor, unit and digits of what the live view shows; what a step did not log is left out.
 NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
+    ("loss", "loss", 1, "", 4),
     ("reward", "reward", 1, "", 3),
     ("divergence", "divergence", 1, "nats", 4),
     ("after the clip", "clipped_divergence", 1, "nats", 4),
@@ -32,6 +33,7 @@ NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
     ("teacher's first choice", "agreement", 100, "%", 1),
     ("response", "response_length", 1, "tokens", 0),
     ("response", "completions/mean_length", 1, "tokens", 0),
+    ("token accuracy", "mean_token_accuracy", 100, "%", 0),
     ("cut off", "truncated_share", 100, "%", 0),
     ("speak of a rubric", "leak_rate", 100, "%", 1),
     ("unscored", "unscored_share", 100, "%", 1),
@@ -143,9 +145,16 @@ def line(step: int, total: int, logs: Mapping[str, Any], left: float) -> str:
             f"{100 * logs.get('unscored_share', 0):.0f} %, judge calls {logs.get('judge/total_calls', 0):.0f}, "
             f"response {logs.get('completions/mean_length', 0):.0f} tokens, about {left:.0f} s left"
         )
+    if "divergence" not in logs:  # supervised fine-tuning
+        accuracy = logs.get("mean_token_accuracy")
+        return (
+            f"  step {step}/{total}: loss {logs['loss']:.4f} nats a token, "
+            + (f"token accuracy {100 * accuracy:.0f} %, " if accuracy is not None else "")
+            + f"about {left:.0f} s left"
+        )
     return (
         f"  step {step}/{total}: loss {logs['loss']:.4f}, divergence "
-        f"{logs.get('divergence', float('nan')):.4f} nats, clipped {100 * logs.get('clipped_share', 0):.0f} %, "
+        f"{logs['divergence']:.4f} nats, clipped {100 * logs.get('clipped_share', 0):.0f} %, "
         f"response {logs.get('response_length', 0):.0f} tokens, leak {100 * logs.get('leak_rate', 0):.0f} %, "
         f"about {left:.0f} s left"
     )

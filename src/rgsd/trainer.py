@@ -1,4 +1,4 @@
-"""RGSDTrainer: Rubric-Guided Self-Distillation on TRL's DistillationTrainer. Every touch of TRL's internals is here.
+"""RGSDTrainer: Rubric-Guided Self-Distillation on TRL's DistillationTrainer.
 
 One optimizer step (arXiv 2606.12507, section 3):
 

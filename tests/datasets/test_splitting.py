@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rgsd.datasets import Loaded, deduplicate, describe, load, split, summarise
+from rgsd.datasets import Loaded, deduplicate, describe, load, split, subset, summarise
 from rgsd.errors import DataError
 from rgsd.rubrics import Criterion, Example, Rubric
 
@@ -139,3 +139,18 @@ def test_summary_of_nothing():
     assert "none" in describe(Loaded(examples=(), schema="rgsd", n_rows=0))
     summary = summarise(Loaded(examples=(), schema="rgsd", n_rows=0))
     assert summary["criteria"]["per_example"] == {"min": None, "median": None, "max": None}
+
+
+def test_a_subset_is_a_sample_in_the_inputs_order_and_a_larger_one_keeps_it():
+    by_domain = [example(n) for n in range(200)]
+    some = subset(by_domain, 40, seed=0)
+    places = [int(e.id[1:]) for e in some]
+    assert len(some) == 40
+    assert places == sorted(places)
+    assert max(places) > 150  # not the head of the file
+    assert {e.id for e in some} < {e.id for e in subset(by_domain, 80, seed=0)}
+    assert ids(some) == [e.id for e in by_domain if e.id in set(ids(subset(by_domain[::-1], 40, seed=0)))]
+    assert ids(some) != ids(subset(by_domain, 40, seed=1))
+    assert ids(subset(by_domain, None, seed=0)) == ids(subset(by_domain, 999, seed=0)) == ids(by_domain)
+    with pytest.raises(DataError, match="0 prompts"):
+        subset(by_domain, 0, seed=0)

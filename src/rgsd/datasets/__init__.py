@@ -26,7 +26,7 @@ from rgsd.datasets import (
 )
 from rgsd.datasets._fields import Where
 from rgsd.datasets._loading import BUNDLED, Loaded, Problem, Schema
-from rgsd.datasets._splitting import Deduplicated, Split, deduplicate, split
+from rgsd.datasets._splitting import Deduplicated, Split, deduplicate, split, subset
 from rgsd.datasets._summary import describe, summarise
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "describe",
     "load",
     "split",
+    "subset",
     "summarise",
 ]
 

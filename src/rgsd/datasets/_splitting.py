@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rgsd.errors import DataError
@@ -71,6 +71,29 @@ def split(examples: Iterable[Example], held_out: int | float, seed: int) -> Spli
         held_out=tuple(e for e in unique.examples if e.prompt_key in chosen),
         dropped=unique.dropped,
     )
+
+
+def subset(examples: Sequence[Example], n: int | None, seed: int) -> list[Example]:
+    """At most `n` of the examples, chosen by a hash of the seed and the prompt, in the order of the input.
+
+    Files are often sorted by domain, so the first rows are not a sample. A larger `n` keeps what a smaller one chose.
+
+    Args:
+        examples: one a prompt.
+        n: how many; None for all.
+        seed: another seed, another subset.
+
+    Raises:
+        DataError: when `n` is below 1.
+    """
+    if n is None or n >= len(examples):
+        return list(examples)
+    if n < 1:
+        raise DataError(f"got a subset of {n} prompts, wanted at least 1: leave the setting out to take all of them")
+    # Salted: ranks that decided the split must not decide the subset of one of its sides too.
+    ranked = sorted(examples, key=lambda e: hashlib.sha256(f"subset {seed}\n{e.prompt_key}".encode()).digest())
+    chosen = {e.prompt_key for e in ranked[:n]}
+    return [e for e in examples if e.prompt_key in chosen]
 
 
 def _rank(seed: int, example: Example) -> bytes:

@@ -9,7 +9,7 @@ sampling is seeded by the seed and the prompt together. So an evaluation that wa
 gets what it would have got; and the same prompt twice gets the same response twice (take another seed for another).
 """
 
-from rgsd.generation._interface import Conversation, Done, Generator, Response, prompt_seed
+from rgsd.generation._interface import Conversation, Done, Generator, Response, decode, prompt_seed
 from rgsd.generation._server import ServerGenerator
 from rgsd.generation._transformers import TransformersGenerator, generate
 from rgsd.generation._vllm import VllmGenerator
@@ -22,6 +22,7 @@ __all__ = [
     "ServerGenerator",
     "TransformersGenerator",
     "VllmGenerator",
+    "decode",
     "generate",
     "prompt_seed",
 ]

@@ -40,6 +40,7 @@ def generate(
     label: str = "responses",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     think_open_tag: str = OPEN_TAG,
+    think_close_tag: str = CLOSE_TAG,
 ) -> list[Response]:
     """Greedy responses in the prompts' order, by `TransformersGenerator`, with the progress shown under `label`."""
     generator = TransformersGenerator(
@@ -49,6 +50,7 @@ def generate(
         batch_size=batch_size,
         chat_template_kwargs=chat_template_kwargs,
         think_open_tag=think_open_tag,
+        think_close_tag=think_close_tag,
     )
     with counting(label, len(prompts)) as counter:
         return generator.generate(prompts, lambda i, response: counter.advance())
