@@ -57,6 +57,7 @@ import copy
 import hashlib
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -318,7 +319,7 @@ class OpenAIServer:
             body = json.loads(raw)
         except ValueError:
             body = raw.decode("utf-8", "replace")
-        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+        key = _key(body)
         with self._lock:
             record = Record(len(self.requests), body, headers, time.monotonic(), key)
             self.requests.append(record)
@@ -465,6 +466,20 @@ class OpenAIServer:
         if kind == "no_usage":
             del payload["usage"]
         return payload
+
+
+def _key(body: Any) -> str:
+    """A digest of the body, but for the code that rgsd draws for each request to a judge."""
+    text = json.dumps(body, sort_keys=True)
+    if code := re.search(r"\[end of (?:response|claims) ([0-9a-f]{8})\]", text):
+        text = text.replace(code[1], "")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def asked_ids(request: dict[str, Any]) -> list[str]:
+    """The ids of the criteria (or claims) that a judge is asked about, in their order."""
+    user = request["messages"][1]["content"]
+    return re.findall(r"^(?:Criterion )?([0-9a-f]{8}-\d+)[.:] ", user, re.MULTILINE)
 
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:

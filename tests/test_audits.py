@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from openai_server import OpenAIServer
+from openai_server import OpenAIServer, asked_ids
 
 from rgsd.audits import AuditConfig, Claims, audit, false_claim_rate, length_inflation, overclaim
 from rgsd.cli import main
@@ -20,11 +20,15 @@ def answer(request):
     """A judge that finds two claims in each response, the second false; lenient it grants all, strict none."""
     system, user = (m["content"] for m in request["messages"])
     if "list the factual claims" in system:
-        return json.dumps({"claims": [] if "Nothing." in user else ["Water is wet.", "Tea cures all."]})
+        code = user.split("[response ")[1].split("]")[0]
+        claims = [] if "Nothing." in user else ["Water is wet.", "Tea cures all."]
+        return json.dumps({"id": code, "claims": claims})
+    ids = asked_ids(request)
     if "whether claims are true" in system:
-        return json.dumps({"verdicts": [{"id": i, "reason": "", "verdict": v} for i, v in ((1, "true"), (2, "false"))]})
+        decided = zip(ids, ("true", "false"), strict=True)
+        return json.dumps({"verdicts": [{"id": i, "reason": "", "verdict": v} for i, v in decided]})
     lenient = "a hint, a part or an implication is enough" in system
-    return json.dumps({"verdicts": [{"id": i, "reason": "", "met": lenient} for i in (1, 2)]})
+    return json.dumps({"verdicts": [{"id": i, "reason": "", "met": lenient} for i in ids]})
 
 
 @pytest.fixture

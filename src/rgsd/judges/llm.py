@@ -21,13 +21,24 @@ from typing import Any
 from rgsd.errors import BudgetExhausted, ConfigError, JudgeError
 from rgsd.judges.cache import ReplyCache
 from rgsd.judges.judgement import Judgement, Task, Usage
-from rgsd.judges.prompt import Request, UnusableReply, join, read_reply, requests, unscored
+from rgsd.judges.prompt import (
+    MAX_REPLY_CHARS,
+    PROMPT_VERSION,
+    Request,
+    UnusableReply,
+    join,
+    new_code,
+    requests,
+    unscored,
+)
 from rgsd.judges.settings import JudgeConfig
 from rgsd.rubrics import Example, Verdict
 
 FATAL_STATUS = {401: "the key was refused", 403: "access was denied", 404: "there is no such model or address"}
 NO_CREDIT = ("insufficient_quota", "exceeded your current quota")
 """A 429 that no waiting cures: OpenAI's words for an empty account."""
+NATIVE_STOPS = frozenset({"end_turn", "stop_sequence", "eos", "eos_token", "COMPLETE", "STOP", "completed"})
+"""What providers call the end of a reply that ended by itself, where they do not call it "stop"."""
 SECONDS_BETWEEN_LOOKS = 0.05
 """How often a process looks for a reply that another one is buying."""
 
@@ -45,23 +56,37 @@ class Question:
     """A free question to the judge.
 
     Args:
-        system, user: what it reads.
+        texts: code -> the system's and the user's text. The code is drawn for each request; markers and ids carry it,
+            so no text that the judge reads can know them.
         schema: of its reply, as JSON schema.
-        read: takes what is wanted from the reply, or raises `UnusableReply`, upon which the judge is asked again.
+        read: (reply, code) -> what is wanted from it, or raises `UnusableReply`, upon which the judge is asked again.
     """
 
-    system: str
-    user: str
+    texts: Callable[[str], tuple[str, str]]
     schema: dict[str, Any]
-    read: Callable[[str], Any]
+    read: Callable[[str, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
     text: str
     usage: Usage
-    is_cut: bool
+    finish_reason: str | None
     is_refusal: bool
+
+    def checked(self) -> str:
+        """Its text, when the judge ended it by itself.
+
+        Raises:
+            UnusableReply: otherwise. A reply that was cut off may end in the middle of a quotation, whatever it holds.
+        """
+        if self.is_refusal:
+            raise UnusableReply("refusal", f"the judge declined: {self.text[:120]!r}")
+        if self.finish_reason == "length":
+            raise UnusableReply("cut", "the reply was cut off: raise judge_max_tokens")
+        if self.finish_reason != "stop":
+            raise UnusableReply("cut", f"the reply did not end by itself: finish_reason is {self.finish_reason!r}")
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,32 +232,29 @@ class LLMJudge:
         )
 
     async def _part(self, request: Request) -> _Part:
-        schema = request.schema if self.config.judge_structured else None
-        usage, reply, value, problem, detail = await self._bought(
-            request.system, request.user, schema, lambda text: read_reply(text, request)
-        )
+        usage, reply, value, problem, detail = await self._bought(request)
         if value is not None:
             return _Part(value, reply, usage, "")
         missing = unscored(len(request.ids), problem, detail)
         return _Part(dict(zip(request.ids, missing, strict=True)), reply, usage, problem)
 
     async def _ask_freely(self, question: Question) -> Any:
-        schema = question.schema if self.config.judge_structured else None
-        _, _, value, _, _ = await self._bought(question.system, question.user, schema, question.read)
-        return value
+        return (await self._bought(question))[2]
 
-    async def _bought(
-        self, system: str, user: str, schema: dict[str, Any] | None, read: Callable[[str], Any]
-    ) -> tuple[Usage, str, Any, str, str]:
+    async def _bought(self, asked: Request | Question) -> tuple[Usage, str, Any, str, str]:
         """Usage, raw reply, what was read from it (or None), and the problem with its detail; from the cache when it is
         there, else bought and kept."""
-        key = self._key(system, user, schema)
+        key = self._key(asked)
         kept = await self._wait_for(key)
         if kept is not None:
             try:
-                return Usage(cached=1), kept["text"], read(kept["text"]), "", ""
+                return Usage(cached=1), kept["text"], asked.read(kept["text"], kept["code"]), "", ""
             except UnusableReply:  # kept by a version that read replies otherwise
                 pass
+        # Kept with the reply: the key is the same whatever the code, so that a rerun finds the reply.
+        code = new_code()
+        system, user = asked.texts(code)
+        schema = asked.schema if self.config.judge_structured else None
         usage, text = Usage(), ""
         problem, detail = "", ""
         try:
@@ -241,24 +263,15 @@ class LLMJudge:
                     reply, spent = await self._sent(system, user, schema)
                 except _Failed as failure:
                     return usage + failure.usage, text, None, failure.problem, str(failure)
-                usage, text = usage + spent, reply.text
-                if reply.is_refusal:
-                    problem, detail = "refusal", f"the judge declined: {reply.text[:120]!r}"
-                    continue
+                usage, text = usage + spent, _stored(reply.text)
                 try:
-                    value = read(reply.text)
+                    value = asked.read(reply.checked(), code)
                 except UnusableReply as error:
-                    problem, detail = (
-                        ("cut", "the reply was cut off: raise judge_max_tokens")
-                        if reply.is_cut
-                        else (
-                            error.problem,
-                            str(error),
-                        )
-                    )
+                    problem, detail = error.problem, str(error)
                     continue
                 if self._cache is not None:
-                    self._cache.put(key, {"text": reply.text, "model": self.model, "usage": _plain(reply.usage)})
+                    kept = {"text": text, "code": code, "model": self.model, "usage": _plain(reply.usage)}
+                    self._cache.put(key, kept)
                 return usage, text, value, "", ""
         finally:
             if self._cache is not None:
@@ -357,7 +370,7 @@ class LLMJudge:
         refusal = (getattr(choice.message, "provider_specific_fields", None) or {}).get("refusal")
         declined = bool(refusal) or choice.finish_reason == "content_filter"
         text = result.content or refusal or ""
-        return _Reply(text, spent, choice.finish_reason == "length", declined)
+        return _Reply(text, spent, _finish_reason(choice), declined)
 
     def _explained(self, error: Exception) -> Exception:
         """The error as a fault worth another try, as the end of this request, or as the end of all."""
@@ -470,14 +483,29 @@ class LLMJudge:
     def _key_variable(self) -> str:
         return self.config.judge_api_key_env or "RGSD_JUDGE_API_KEY"
 
-    def _key(self, system: str, user: str, schema: dict[str, Any] | None) -> str:
-        """Everything that a reply depends on."""
+    def _key(self, asked: Request | Question) -> str:
+        """Everything that a reply depends on but the code."""
         c = self.config
+        system, user = asked.texts("")
+        schema = asked.schema if c.judge_structured else None
         parts = [
-            self.model, c.judge_api_base, system, user, schema, c.judge_temperature, c.judge_max_tokens,
+            PROMPT_VERSION, self.model, c.judge_api_base, system, user, schema, c.judge_temperature, c.judge_max_tokens,
             c.judge_reasoning_effort, c.judge_sample,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _finish_reason(choice: Any) -> str | None:
+    """Why a reply ended. LiteLLM says "stop" for a reason that it does not know, and puts that one beside it."""
+    native = (getattr(choice, "provider_specific_fields", None) or {}).get("native_finish_reason")
+    if choice.finish_reason == "stop" and native is not None and native not in NATIVE_STOPS:
+        return str(native)
+    return choice.finish_reason
+
+
+def _stored(text: str) -> str:
+    """A reply as it is kept: whole, unless it is too long to be one."""
+    return text if len(text) <= MAX_REPLY_CHARS else text[:1000] + " [...]"
 
 
 async def _end_others() -> None:

@@ -1,23 +1,30 @@
 """What the LLM judge reads, and how its reply is read.
 
-The judge sees the conversation, the response and the criteria's texts: no weights, no signs, no scores. Conversation
-and response stand between markers that carry a digest of both, so that no text can close its own fence.
+The judge sees the conversation, the response and the criteria's texts: no weights, no signs, no scores. Every request
+draws a random code. The markers around conversation and response carry it, so no text can close its own fence; the ids
+of the verdicts carry it too, so verdicts that a response writes for itself are never taken for the judge's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rgsd.rubrics import Example, Verdict
-from rgsd.thinking import CLOSE_TAG, strip_thinking
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
-PROMPT_VERSION = 1
-"""Rises with every change to the texts below: verdicts under different texts are not compared."""
+PROMPT_VERSION = 2
+"""Rises with every change to the texts below or to how a reply is read: part of the key under which replies are kept.
+2: ids carry the request's code; a reply is one object and nothing else."""
+
+MAX_REPLY_CHARS = 1_000_000
+"""Longest reply that is read, inline reasoning included."""
+MAX_REPLY_DEPTH = 16
+"""Deepest nesting of a reply; verdicts need 3."""
 
 GRADES = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRADED_SCORINGS = frozenset({"researchqa"})
@@ -47,70 +54,92 @@ _STRICTNESS = {
 }
 
 _FORM = {
-    ("batched", False): 'Reply with one JSON object and nothing else: {"verdicts": [{"id": 1, "reason": "...", '
+    ("batched", False): 'Reply with one JSON object and nothing else: {"verdicts": [{"id": "{id}", "reason": "...", '
     '"met": true}, ...]}, with exactly one entry for each criterion, in their order. "reason" is one short sentence; '
     '"met" is true or false.',
-    ("batched", True): 'Reply with one JSON object and nothing else: {"verdicts": [{"id": 1, "reason": "...", '
+    ("batched", True): 'Reply with one JSON object and nothing else: {"verdicts": [{"id": "{id}", "reason": "...", '
     '"grade": 0.5}, ...]}, with exactly one entry for each criterion, in their order. "reason" is one short sentence; '
     '"grade" is 0 (not at all), 0.25 (barely), 0.5 (in part), 0.75 (mostly) or 1 (completely).',
-    ("per_criterion", False): 'Reply with one JSON object and nothing else: {"reason": "...", "met": true}. "reason" '
-    'is one short sentence; "met" is true or false.',
-    ("per_criterion", True): 'Reply with one JSON object and nothing else: {"reason": "...", "grade": 0.5}. "reason" '
-    'is one short sentence; "grade" is 0 (not at all), 0.25 (barely), 0.5 (in part), 0.75 (mostly) or 1 (completely).',
+    ("per_criterion", False): 'Reply with one JSON object and nothing else: {"id": "{id}", "reason": "...", '
+    '"met": true}. "reason" is one short sentence; "met" is true or false.',
+    ("per_criterion", True): 'Reply with one JSON object and nothing else: {"id": "{id}", "reason": "...", '
+    '"grade": 0.5}. "reason" is one short sentence; "grade" is 0 (not at all), 0.25 (barely), 0.5 (in part), '
+    "0.75 (mostly) or 1 (completely).",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call to the judge.
+    """One call to the judge, but for the code that `texts` puts into it and `read` wants back.
 
     Args:
-        system, user: what it reads.
-        schema: of its reply, as JSON schema.
+        example, response: what is judged.
         ids: the criteria that it is asked about, numbered from 1 in the rubric's order.
-        is_graded: whether it grades instead of deciding.
-        is_single: whether the reply is one bare verdict.
+        mode, strictness: as in `JudgeConfig`.
     """
 
-    system: str
-    user: str
-    schema: dict[str, Any]
+    example: Example
+    response: str
     ids: tuple[int, ...]
-    is_graded: bool
-    is_single: bool
+    mode: str = "batched"
+    strictness: str = "plain"
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the judge grades instead of deciding."""
+        return self.example.scoring in GRADED_SCORINGS
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the reply is one bare verdict."""
+        return self.mode == "per_criterion"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of the reply, as JSON schema. The same for every request of a mode: providers compile each new schema."""
+        return _schema(self.mode, self.is_graded)
+
+    def texts(self, code: str) -> tuple[str, str]:
+        """The system's and the user's text under this code."""
+        graded = self.is_graded
+        conversation = "\n\n".join(f"{m['role']}: {m['content']}" for m in self.example.messages)
+        criteria = list(self.example.rubric)
+        if self.is_single:
+            asked = f"Criterion {verdict_id(code, self.ids[0])}: {_one_line(criteria[self.ids[0] - 1].text)}"
+        else:
+            lines = (f"{verdict_id(code, i)}. {_one_line(criteria[i - 1].text)}" for i in self.ids)
+            asked = "Criteria:\n" + "\n".join(lines)
+        user = (
+            f"[conversation {code}]\n{conversation}\n[end of conversation {code}]\n\n"
+            f"[response {code}]\n{self.response}\n[end of response {code}]\n\n"
+            f"{asked}\n\n"
+            f"Now give your {'grade' if graded else 'verdict'}{'s' if len(self.ids) > 1 else ''} as the JSON object "
+            "described."
+        )
+        form = _FORM[(self.mode, graded)].replace("{id}", verdict_id(code, self.ids[0] if self.ids else 1))
+        return _SYSTEM.format(strictness=_STRICTNESS[self.strictness], code=code, form=form), user
+
+    def read(self, reply: str, code: str) -> dict[int, Verdict]:
+        """The verdicts in a reply to `texts(code)`, by criterion number; see `read_reply`."""
+        return read_reply(reply, self, code)
+
+
+def new_code() -> str:
+    """The code of one request: random, so that no text written before the request can hold it."""
+    return secrets.token_hex(4)
+
+
+def verdict_id(code: str, number: int) -> str:
+    """What the judge calls the criterion of this number."""
+    return f"{code}-{number}"
 
 
 def requests(example: Example, response: str, *, mode: str = "batched", strictness: str = "plain") -> list[Request]:
     """The calls that judge one response: a single one in mode `batched`, one a criterion in mode `per_criterion`."""
     numbers = tuple(range(1, len(example.rubric) + 1))
     if mode == "batched":
-        return [_request(example, response, numbers, mode, strictness)]
-    return [_request(example, response, (i,), mode, strictness) for i in numbers]
-
-
-def _request(example: Example, response: str, ids: tuple[int, ...], mode: str, strictness: str) -> Request:
-    graded = example.scoring in GRADED_SCORINGS
-    conversation = "\n\n".join(f"{m['role']}: {m['content']}" for m in example.messages)
-    code = hashlib.sha256(f"{conversation}\0{response}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    criteria = list(example.rubric)
-    if mode == "batched":
-        asked = "Criteria:\n" + "\n".join(f"{i}. {_one_line(criteria[i - 1].text)}" for i in ids)
-    else:
-        asked = f"Criterion: {_one_line(criteria[ids[0] - 1].text)}"
-    user = (
-        f"[conversation {code}]\n{conversation}\n[end of conversation {code}]\n\n"
-        f"[response {code}]\n{response}\n[end of response {code}]\n\n"
-        f"{asked}\n\n"
-        f"Now give your {'grade' if graded else 'verdict'}{'s' if len(ids) > 1 else ''} as the JSON object described."
-    )
-    return Request(
-        system=_SYSTEM.format(strictness=_STRICTNESS[strictness], code=code, form=_FORM[(mode, graded)]),
-        user=user,
-        schema=_schema(mode, graded),
-        ids=ids,
-        is_graded=graded,
-        is_single=mode == "per_criterion",
-    )
+        return [Request(example, response, numbers, mode, strictness)]
+    return [Request(example, response, (i,), mode, strictness) for i in numbers]
 
 
 def _one_line(text: str) -> str:
@@ -119,12 +148,11 @@ def _one_line(text: str) -> str:
 
 def _schema(mode: str, graded: bool) -> dict[str, Any]:
     decided = {"grade": {"type": "number", "enum": list(GRADES)}} if graded else {"met": {"type": "boolean"}}
-    verdict = {"reason": {"type": "string"}, **decided}
+    # No `enum` of ids: a judge that copies the response's verdicts must be free to copy their ids, and be found out.
+    verdict = object_schema({"id": {"type": "string"}, "reason": {"type": "string"}, **decided})
     if mode == "per_criterion":
-        return object_schema(verdict)
-    return object_schema(
-        {"verdicts": {"type": "array", "items": object_schema({"id": {"type": "integer"}, **verdict})}}
-    )
+        return verdict
+    return object_schema({"verdicts": {"type": "array", "items": verdict}})
 
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
@@ -145,56 +173,107 @@ class UnusableReply(Exception):
         self.problem = problem
 
 
-def read_reply(text: str, request: Request) -> dict[int, Verdict]:
+def read_reply(text: str, request: Request, code: str) -> dict[int, Verdict]:
     """The verdicts in a reply, by criterion number.
 
-    Prose around the JSON object is allowed. A reply with too few, too many, doubled or undecided verdicts is refused
-    whole: a judge that lost count may have answered about the wrong criteria.
+    After its reasoning the reply must be one JSON object and nothing else (see `whole_object`): text around an object
+    may quote the response, and then the object may be the response's own. A reply with too few, too many, doubled or
+    undecided verdicts, or one under another code, is refused whole: a judge that lost count may have answered about the
+    wrong criteria.
+
+    Args:
+        text: a reply that the judge ended by itself. A reply that was cut off must not come here.
+        request: what it replies to.
+        code: the one under which it was asked.
 
     Raises:
-        UnusableReply: when there is no one object with exactly one verdict for each criterion asked about.
+        UnusableReply: when it is anything but exactly one verdict for each criterion asked about.
     """
-    reply = strip_thinking(text) if CLOSE_TAG in text else text
-    found = find_object(
-        reply, "met" if request.is_single and not request.is_graded else "grade" if request.is_single else "verdicts"
-    )
-    entries: Any = [{"id": request.ids[0], **found}] if request.is_single else found["verdicts"]
+    found = whole_object(text)
+    if request.is_single:
+        entries: Any = [found]
+    else:
+        _check_keys(found, {"verdicts"}, {"verdicts"})
+        entries = found["verdicts"]
     if not isinstance(entries, list):
         raise UnusableReply("malformed", f"`verdicts` is {type(entries).__name__}, a list is wanted")
     if len(entries) != len(request.ids):
         raise UnusableReply("count", f"{len(entries)} verdicts for {len(request.ids)} criteria")
+    numbers = {verdict_id(code, i): i for i in request.ids}
+    decided = "grade" if request.is_graded else "met"
     verdicts: dict[int, Verdict] = {}
     for entry in entries:
         if not isinstance(entry, dict):
             raise UnusableReply("malformed", f"a verdict is {type(entry).__name__}, an object is wanted")
-        number = _number(entry.get("id"))
-        if number not in request.ids or number in verdicts:
-            raise UnusableReply("count", f"verdict for criterion {entry.get('id')!r} is doubled or was not asked for")
+        _check_keys(entry, {decided}, {"id", "reason", decided})
+        name = entry.get("id")
+        number = numbers.get(name.strip()) if isinstance(name, str) else None
+        if number is None or number in verdicts:
+            raise UnusableReply("count", f"verdict for criterion {_short(str(name))} is doubled or was not asked for")
         verdicts[number] = _verdict(entry, request.is_graded)
     return verdicts
 
 
-def find_object(text: str, key: str) -> dict[str, Any]:
-    """The one JSON object with this key; the same object repeated counts once."""
-    decoder = json.JSONDecoder()
-    found: list[dict[str, Any]] = []
-    position = text.find("{")
-    while position >= 0:
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):
-            position = text.find("{", position + 1)
-            continue
-        if isinstance(value, dict) and key in value and value not in found:
-            found.append(value)
-        position = text.find("{", end)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UnusableReply("malformed", f"{len(found)} different JSON objects with `{key}`, one is wanted")
-    if _looks_like_refusal(text):
-        raise UnusableReply("refusal", f"the judge declined: {_short(text)}")
-    raise UnusableReply("malformed", f"no JSON object with `{key}` in: {_short(text)}")
+def _check_keys(found: dict[str, Any], wanted: set[str], known: set[str]) -> None:
+    if not wanted <= set(found) <= known:
+        raise UnusableReply(
+            "malformed", f"an object with {_short(', '.join(found))}, one with {', '.join(sorted(known))} is wanted"
+        )
+
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
+
+
+def whole_object(text: str) -> dict[str, Any]:
+    """The JSON object that a reply consists of, reasoning before it and a code fence around it left aside.
+
+    Raises:
+        UnusableReply: for a reply that is longer than `MAX_REPLY_CHARS` or nests deeper than `MAX_REPLY_DEPTH`, whose
+            reasoning is never closed, that has any text before or after the object, or an object with a doubled key.
+    """
+    if len(text) > MAX_REPLY_CHARS:
+        raise UnusableReply("too long", f"a reply of {len(text):,} characters, at most {MAX_REPLY_CHARS:,} are read")
+    answer = text.strip()
+    # A reply that begins with its object has no reasoning: a tag in it is a quotation.
+    if not answer.startswith(("{", "```")):
+        answer = answer.rpartition(CLOSE_TAG)[2].strip()
+        if OPEN_TAG in answer:
+            raise UnusableReply("cut", f"the judge's reasoning is not closed: {_short(text)}")
+    if fenced := _FENCE.fullmatch(answer):
+        answer = fenced[1].strip()
+    if _looks_like_refusal(answer):
+        raise UnusableReply("refusal", f"the judge declined: {_short(answer)}")
+    if not answer.startswith("{"):
+        raise UnusableReply("malformed", f"the reply is not one JSON object and nothing else: {_short(answer)}")
+    _check_depth(answer)
+    try:
+        found = json.loads(answer, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise UnusableReply(
+            "malformed", f"the reply is not one JSON object and nothing else ({error}): {_short(answer)}"
+        ) from error
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        # Readers disagree about which one counts.
+        raise UnusableReply("malformed", f"a key is doubled among {_short(', '.join(k for k, _ in pairs))}")
+    return found
+
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|[\[\]{}]', re.DOTALL)
+"""A JSON string, closed or not, or a bracket outside of strings. Never fails on a quote, so it runs in linear time."""
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        bracket = match[0]
+        depth += 1 if bracket in ("{", "[") else -1 if bracket in ("}", "]") else 0
+        if depth > MAX_REPLY_DEPTH:
+            raise UnusableReply("malformed", f"a reply nested deeper than {MAX_REPLY_DEPTH}: {_short(text)}")
 
 
 _REFUSAL = re.compile(
@@ -207,14 +286,6 @@ _REFUSAL = re.compile(
 def _looks_like_refusal(text: str) -> bool:
     plain = text.replace("\u2019", "'").strip()
     return "{" not in plain and bool(_REFUSAL.search(plain))
-
-
-def _number(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    return int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,6}", value.strip()) else None
 
 
 def _verdict(entry: dict[str, Any], graded: bool) -> Verdict:
@@ -234,7 +305,7 @@ def _verdict(entry: dict[str, Any], graded: bool) -> Verdict:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text[:1000].split())
     return repr(line if len(line) <= 120 else line[:117] + "...")
 
 
