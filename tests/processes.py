@@ -249,11 +249,12 @@ def train_into_nan(folder: str, **settings: Any) -> str:
     return "not stopped"
 
 
-def train_with_an_engine_that_merges(folder: str, **settings: Any) -> bool:
-    """As TRL's weight sync to vLLM does: adapters merged and unmerged in place. Whether the base weights stayed."""
-    from test_trainer import Scripted
+def train_with_an_engine_that_is_sent_merges(folder: str, **settings: Any) -> bool:
+    """Merged weights are sent by TRL's sync to vLLM. Whether each is the float32 merge, and the base weights stayed."""
+    from test_trainer import Scripted, sync_of
     from trl import DistillationTrainer
 
+    from rgsd import adapters
     from rgsd.sharding import whole
     from rgsd.trainer import RGSDTrainer
 
@@ -265,8 +266,14 @@ def train_with_an_engine_that_merges(folder: str, **settings: Any) -> bool:
         if not before:
             before.update(frozen)
         assert all(torch.equal(frozen[n], v) for n, v in before.items())
-        student.merge_adapter()
-        student.unmerge_adapter()
+        if getattr(self, "vllm_generation", None) is None:
+            self.vllm_generation = sync_of(self)
+            self._send_exact_merges()
+        sent = dict(self.vllm_generation._iter_named_params())
+        for name, layer in adapters.layers(student):
+            a, b = (whole(part["default"].weight.detach()) for part in (layer.lora_A, layer.lora_B))
+            want = whole(layer.get_base_layer().weight.detach()) + layer.scaling["default"] * (b @ a)
+            torch.testing.assert_close(sent[name.removeprefix("base_model.model.") + ".weight"], want)
         return Scripted.said(self, prompt_ids)
 
     Scripted.said = lambda self, prompt_ids: [[40 + len(p) % 50, 41, self.eos_token_ids[0]] for p in prompt_ids]

@@ -23,6 +23,7 @@ ORDER = [
     "fast",
     "divergence",
     "sharding",
+    "adapters",
     "teacher",
     "config",
     "runs",

@@ -8,7 +8,7 @@ from processes import (
     train_and_be_told_while_asking,
     train_into_nan,
     train_until_stopped,
-    train_with_an_engine_that_merges,
+    train_with_an_engine_that_is_sent_merges,
 )
 
 from rgsd.checkpoints import checkpoints, last_whole
@@ -173,5 +173,5 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both_and_names_its_exampl
 
 
 @pytest.mark.parametrize("engine", FSDP2)
-def test_base_weights_stay_bit_for_bit_when_an_engine_merges_adapters_into_them(folder, engine):
-    assert together(train_with_an_engine_that_merges, folder, engine=engine, folder=str(folder)) == [True, True]
+def test_an_engine_is_sent_float32_merges_and_base_weights_stay_bit_for_bit(folder, engine):
+    assert together(train_with_an_engine_that_is_sent_merges, folder, engine=engine, folder=str(folder)) == [True, True]

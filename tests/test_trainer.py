@@ -9,6 +9,7 @@ from conftest import stir_adapters, tiny_model
 from datasets import Dataset
 from peft import LoraConfig
 from trl import DistillationTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 from rgsd.config import RGSDConfig
 from rgsd.divergence import DivergenceSpec, divergence
@@ -47,6 +48,14 @@ class Scripted(RGSDTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         return [[40 + (sum(p) + k) % 200 for k in range(2 + sum(p) % 7)] + [self.eos_token_ids[0]] for p in prompt_ids]
+
+
+def sync_of(trainer):
+    """TRL's weight sync to vLLM, with no vLLM behind it."""
+    sync = object.__new__(VLLMGeneration)
+    sync.model, sync.accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
+    sync._dist = trainer._dist
+    return sync
 
 
 def scripted(tmp_path, tokenizer, examples, model=None, **kwargs):
@@ -201,12 +210,16 @@ def test_merged_rollouts_leave_the_base_weights_bit_for_bit(tmp_path, tokenizer,
         assert torch.equal(dict(trainer.model.named_parameters())[name], value), name
 
 
-def test_an_engine_that_merges_by_itself_leaves_them_too_and_may_return_nothing(
+def test_an_engine_that_is_sent_merged_weights_leaves_them_too_and_may_return_nothing(
     tmp_path, tokenizer, examples, monkeypatch
 ):
-    def engine(self, prompt_ids, *_):  # as TRL's weight sync to vLLM does; one response is empty
-        self.model.merge_adapter()
-        self.model.unmerge_adapter()
+    sent = []
+
+    def engine(self, prompt_ids, *_):  # TRL's weight sync to vLLM; one response is empty
+        if not sent:
+            self.vllm_generation = sync_of(self)
+            self._send_exact_merges()
+        sent.append(len(list(self.vllm_generation._iter_named_params())))
         return [[50, 51, 52] if k else [] for k in range(len(prompt_ids))]
 
     monkeypatch.setattr(DistillationTrainer, "_generate_single_turn", engine)
@@ -221,6 +234,7 @@ def test_an_engine_that_merges_by_itself_leaves_them_too_and_may_return_nothing(
     trainer.train()
     assert all(torch.equal(dict(trainer.model.named_parameters())[n], v) for n, v in frozen.items())
     assert trainer.state.log_history[0]["response_length"] == pytest.approx((1 + 3 * 3) / 4)
+    assert len(sent) == 3
 
 
 def test_merged_and_unmerged_rollouts_agree(tmp_path, tokenizer, examples):

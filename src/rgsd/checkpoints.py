@@ -33,12 +33,14 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
 
 import torch
 from accelerate.utils import set_seed
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from rgsd import adapters
 from rgsd.errors import ConfigError, Interrupted, RunError, TrainingDiverged
 from rgsd.progress import say
 from rgsd.sharding import load_optimizer, load_weights, local, whole
@@ -181,17 +183,43 @@ def _sync(path: Path) -> None:
 
 
 class Durable(_Base):
-    """Mixed into a trainer, before TRL's class: whole checkpoints, exact resume, an orderly end on SIGTERM, and no step
-    taken on a loss that is not a number."""
+    """Mixed into a trainer, before TRL's class: whole checkpoints, exact resume, an orderly end on SIGTERM, no step
+    taken on a loss that is not a number, float32 master weights, and float32 merges of LoRA for vLLM.
+
+    Logs `engine/update_kept` with vLLM and LoRA: the share of the adapters' update that survives in the precision of
+    vLLM's weights (`adapters.Kept`).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._staging: Path | None = None
         self._restored: dict[str, Any] = {}
         self._losses: list[tuple[Tensor, list[str]]] = []
         self._stop_signal: int | None = None
+        self._update_kept: float | None = None
         with _vllm_explained():
             super().__init__(*args, **kwargs)
+        # DeepSpeed keeps float32 master weights of its own.
+        upcast = 0 if self.is_deepspeed_enabled else adapters.use_float32_master_weights(self.model)
+        if upcast and self.is_world_process_zero():
+            say(f"{upcast} trained parameters came in half precision: they are trained in float32")
+        self._send_exact_merges()
         self.add_callback(_Keeper(self))
+
+    def _send_exact_merges(self) -> None:
+        """Have TRL send vLLM weights that are merged in float32 and rounded once, without touching the base weights."""
+        engine = getattr(self, "vllm_generation", None)
+        if engine is None or not isinstance(engine.model, PeftModel):
+            return
+        if adapters.is_quantized(engine.model) or engine._dist.fsdp_version == 1:
+            return  # TRL's own way: it merges in the quantized layer, or in the parts that FSDP1 summons
+        of_trl = engine._iter_named_params
+
+        def merged() -> Iterator[tuple[str, Tensor]]:
+            kept = adapters.Kept()
+            yield from adapters.merged_values(engine.model, of_trl, kept)
+            self._update_kept = kept.share
+
+        engine._iter_named_params = merged
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As transformers', with `True` for the last whole checkpoint, or none where there is none yet.
@@ -408,6 +436,8 @@ class Durable(_Base):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "train_loss" in logs:  # of the whole run, not of its part since the last resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        elif self._update_kept is not None:
+            logs["engine/update_kept"] = self._update_kept
         super().log(logs, *args, **kwargs)
 
     # --- Resuming, across numbers of processes too

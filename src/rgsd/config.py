@@ -62,7 +62,11 @@ class RGSDConfig(DistillationConfig):
         "The teacher's weights: the base policy (LoRA: adapters off), an exponential moving average, or the student's.",
         choices=["base", "ema", "live"],
     )
-    ema_rate: float = setting(0.05, "Share of the student mixed into an `ema` teacher after each step.")
+    ema_rate: float = setting(
+        0.05,
+        "Share of the student mixed into an `ema` teacher after each step. The average is over parameters: with LoRA, "
+        "A and B are averaged each, and the teacher is the product of the averages, not the average of the products.",
+    )
     max_teacher_length: int | None = setting(
         None,
         "Longest teacher prompt in tokens. Longer is an error, never cut. Unset: what the model's positions allow.",
@@ -90,7 +94,9 @@ class RGSDConfig(DistillationConfig):
     think_close_tag: str = setting("</think>", "What closes reasoning.")
 
     merge_lora_for_rollouts: bool = setting(
-        True, "Merge LoRA into the base weights while sampling, and restore these bit for bit afterwards."
+        True,
+        "Merge LoRA into the base weights while sampling, where these are float32, and restore them bit for bit "
+        "afterwards. Half-precision weights are never merged into: rounding would lose most of the update.",
     )
 
     def __post_init__(self) -> None:

@@ -224,9 +224,9 @@ def plan_of(recipe: Recipe, launch: LaunchConfig, longest: dict[str, int]) -> co
         devices=launch.num_processes or 1,
         lora_rank=lora,
         weight_bytes=weight,
-        # peft keeps adapters in fp32; FSDP2 and DeepSpeed train bf16 weights through fp32 ones.
-        trained_bytes=4 if lora is not None or engine != "ddp" else weight,
-        compute_bytes=2 if args.bf16 or args.fp16 or weight == 2 else 4,
+        # Whatever is trained is float32 (`adapters.use_float32_master_weights`).
+        trained_bytes=4,
+        compute_bytes=2 if args.bf16 or args.fp16 or (weight == 2 and lora is not None) else 4,
         rows=args.per_device_train_batch_size,
         rollout_rows=args.per_device_train_batch_size * args.gradient_accumulation_steps,
         prompt=longest["student"],

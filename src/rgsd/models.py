@@ -10,14 +10,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rgsd.errors import ModelError
+from rgsd import adapters
+from rgsd.errors import ModelError, RunError
+from rgsd.runs import ADAPTER, MODEL, open_run
 from rgsd.sharding import gathered
 
 EMBEDDED = "embedded"
@@ -72,17 +78,22 @@ def load_model(
         AutoModelForCausalLM,
         name,
         source,
-        {**options, "dtype": dtype if dtype == "auto" else getattr(torch, str(dtype))},
+        # The warm start's adapter is merged in float32, and rounded once.
+        {**options, "dtype": torch.float32 if name == EMBEDDED_WARM else _dtype(dtype)},
     )
     if "gguf_file" in options:
         _forget_gguf(model)
     if name == EMBEDDED_WARM:
-        from peft import PeftModel
-
         with as_file(files("rgsd") / "data" / "warmstart") as adapter:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
+        if isinstance(wanted := _dtype(dtype), torch.dtype):
+            model = model.to(wanted)
     model.config._name_or_path = name
     return model
+
+
+def _dtype(name: str | None) -> torch.dtype | str:
+    return "auto" if name == "auto" else getattr(torch, str(name))
 
 
 def _from_pretrained(kind: Any, name: str, source: str, options: dict[str, Any]) -> Any:
@@ -148,8 +159,60 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
-def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> Path:
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What writing a trained policy in the precision of its files cost, on a few prompts with their answers.
+
+    Both policies are computed in float32, so that only the weights differ.
+
+    Args:
+        dtype: of the written weights.
+        max_logit_difference, mean_logit_difference: between the trained policy's logits and the written model's.
+        kl: KL(trained || written), in nats a token.
+        kl_base: KL(trained || base), in nats a token: how far training went. None where the run trained all weights.
+        update_kept: share of the adapters' update that is in the written weights (`adapters.Kept`). None as above.
+    """
+
+    dtype: str
+    max_logit_difference: float
+    mean_logit_difference: float
+    kl: float
+    kl_base: float | None = None
+    update_kept: float | None = None
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether the written model is a weaker one than was trained, by a twentieth of the way from the base."""
+        return self.kl_base is not None and self.kl > COSTLY_SHARE * self.kl_base
+
+    def __str__(self) -> str:
+        text = (
+            f"Rounding to {self.dtype}: logits differ by {self.max_logit_difference:.3g} at most, "
+            f"{self.mean_logit_difference:.3g} on average; KL(trained || exported) {self.kl:.3g} nats a token"
+        )
+        if self.kl_base is not None and self.update_kept is not None:
+            text += f", KL(trained || base) {self.kl_base:.3g}; {100 * self.update_kept:.1f} % of the update is kept"
+        if self.is_costly:
+            text += (
+                ".\nThe exported model is measurably not the one that was trained: export with --dtype float32, or "
+                f"serve the base model with the adapter in the run's {ADAPTER} folder"
+            )
+        return text + "."
+
+
+COSTLY_SHARE = 0.05
+"""KL(trained || exported) over KL(trained || base) above which an export is said to be another model."""
+ROUNDING = "rounding.json"
+"""In an exported folder: what rounding cost."""
+N_PROBES, PROBE_TOKENS = 4, 96
+"""Prompts with answers on which that is measured, and the tokens of each."""
+
+
+def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> tuple[Path, Rounding]:
     """Write a run's trained model, adapter merged, with its tokenizer, for transformers and vLLM.
+
+    The adapter is merged in float32, one layer at a time, and each weight is rounded once to `dtype`. What that cost is
+    returned, and written to `rounding.json` in the folder.
 
     Args:
         run: a finished run's folder.
@@ -159,35 +222,89 @@ def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> Pat
     Raises:
         RunError: when the run is missing or unfinished, or `out` is in use.
     """
-    from rgsd.errors import RunError
-    from rgsd.runs import open_run
-
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"{target} exists and is not an empty folder: choose another place to export to")
     record = open_run(run, finished=True)
-    model, tokenizer = load_trained(record.folder, dtype=dtype)
+    student, tokenizer = _student(record.folder)
+    wanted = dtype or str(record.settings.get("dtype") or "float32")
+    kind = student.dtype if wanted == "auto" else getattr(torch, wanted)
+    probes = _probes(tokenizer)
+    trained = _logits(student, probes)
+    kl_base = kept = None
+    if isinstance(student, PeftModel):
+        with student.disable_adapter():
+            kl_base = _kl(trained, _logits(student, probes))
+        model, kept = adapters.merge_and_unload(student, kind)
+    else:
+        model = student.to(kind)  # pyright: ignore[reportArgumentType]
+    written = _logits(model, probes)
+    gaps = [(a - b).abs() for a, b in zip(trained, written, strict=True)]
+    cost = Rounding(
+        dtype=str(kind).removeprefix("torch."),
+        max_logit_difference=max(float(g.max()) for g in gaps),
+        mean_logit_difference=sum(float(g.mean()) for g in gaps) / len(gaps),
+        kl=_kl(trained, written),
+        kl_base=kl_base,
+        update_kept=None if kept is None else kept.share,
+    )
     save_model(model, tokenizer, target)
-    return target
+    (target / ROUNDING).write_text(json.dumps(asdict(cost), indent=1) + "\n", "utf-8")
+    return target, cost
+
+
+def _probes(tokenizer: Any) -> list[Tensor]:
+    """(1, T) each: bundled prompts with their reference answers, as a conversation."""
+    lines = (files("rgsd") / "data" / "medicine.jsonl").read_text("utf-8").splitlines()[:N_PROBES]
+    found = []
+    for row in map(json.loads, lines):
+        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reference"]}]
+        found.append(tokenizer.apply_chat_template(messages, return_dict=False)[:PROBE_TOKENS])
+    return [torch.tensor([ids]) for ids in found]
+
+
+@torch.no_grad()
+def _logits(model: Any, probes: list[Tensor]) -> list[Tensor]:
+    """(T, V) for each probe, computed in float32 whatever the weights' precision."""
+    model.eval()
+    with adapters.computing_in_float32(model):
+        return [model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in probes]
+
+
+def _kl(own: list[Tensor], other: list[Tensor]) -> float:
+    """KL(own || other), in nats a token."""
+    per_token = [
+        F.kl_div(b.double().log_softmax(-1), a.double().log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        for a, b in zip(own, other, strict=True)
+    ]
+    return float(torch.cat(per_token).mean())
 
 
 def load_trained(run: Path, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A run's trained policy: the base with the adapter merged, or the whole saved model.
+    """A run's trained policy: the whole saved model, or the base with its adapter, merged where the weights are float32
+    and unmerged in half precision, where merging would lose most of a small update.
+
+    Args:
+        run: its folder.
+        dtype: of the weights. Unset: the run's; for a model that was trained whole, that of its files.
 
     Raises:
         ModelError: when the base model is no longer the one that was trained.
     """
-    from peft import PeftModel
+    model, tokenizer = _student(run, dtype)
+    return adapters.policy(model), tokenizer
 
-    from rgsd.runs import ADAPTER, MODEL, open_run
 
+def _student(run: Path, dtype: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The trained policy as it was trained, its adapter unmerged."""
     record = open_run(run)
     tokenizer_source = ADAPTER if (record.folder / ADAPTER).is_dir() else MODEL
     tokenizer = load_tokenizer(str(record.folder / tokenizer_source))
     settings = record.settings
     wanted = dtype or settings.get("dtype") or "float32"
     if tokenizer_source == MODEL:
-        return load_model(str(record.folder / MODEL), dtype=wanted), tokenizer
+        # Its files hold the float32 master weights, whatever the base was loaded in.
+        return load_model(str(record.folder / MODEL), dtype=dtype or "auto"), tokenizer
     base = load_model(
         settings["model_name_or_path"],
         dtype=wanted,
@@ -200,4 +317,4 @@ def load_trained(run: Path, *, dtype: str | None = None) -> tuple[PreTrainedMode
             f"{settings['model_name_or_path']!r} is not the model that this run was trained from (fingerprint "
             f"{fingerprint(base)}, wanted {trained_on}): restore that revision, since the adapter fits no other"
         )
-    return PeftModel.from_pretrained(base, str(record.folder / ADAPTER)).merge_and_unload(), tokenizer  # pyright: ignore
+    return PeftModel.from_pretrained(base, str(record.folder / ADAPTER)), tokenizer

@@ -16,8 +16,8 @@ from rich.table import Table
 from transformers import TrainerCallback
 from trl import ModelConfig, get_peft_config
 
+from rgsd import adapters, evaluate, models, statistics
 from rgsd import datasets as rubric_data
-from rgsd import evaluate, models, statistics
 from rgsd.checkpoints import checkpoints, find, step_of, trim_lines
 from rgsd.config import RGSDConfig
 from rgsd.errors import ConfigError, RunError
@@ -401,8 +401,8 @@ def _rollouts_per_step(trainer: Any) -> int:
 
 
 def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
-    """The adapter (or the whole model) into the run, by every process together; returns the trained policy, merged,
-    or None where no process holds all of it."""
+    """The adapter (or the whole model) into the run, by every process together; returns the trained policy, or None
+    where no process holds all of it."""
     from peft import PeftModel
 
     trainer.check_weights()
@@ -416,11 +416,7 @@ def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
     else:
         model.save_pretrained(str(run.folder / ADAPTER), state_dict=state)
         tokenizer.save_pretrained(run.folder / ADAPTER)
-    if is_sharded:
-        return None
-    if not isinstance(model, PeftModel):
-        return model
-    return model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    return None if is_sharded else adapters.policy(model)
 
 
 def results(

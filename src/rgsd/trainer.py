@@ -27,13 +27,13 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import ProcessorMixin, TrainerCallback
 from trl import DistillationTrainer
 
+from rgsd import adapters
 from rgsd.batching import pad_right, partition, predicting_positions, slices
 from rgsd.checkpoints import Durable
 from rgsd.config import RGSDConfig
@@ -42,7 +42,7 @@ from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.fast import decoding
 from rgsd.fast.linears import frozen
 from rgsd.leaks import mentions_rubric
-from rgsd.sharding import local, reshard, whole
+from rgsd.sharding import whole
 from rgsd.teacher import Teacher
 from rgsd.thinking import prompt_opens_thinking, response_mask
 
@@ -227,7 +227,7 @@ class RGSDTrainer(Durable, DistillationTrainer):
         try:
             responses = None if self.use_vllm or multimodal_fields else self._decoded(student, prompt_ids)
             if responses is None:
-                with self._base_weights_kept(student), self._merged(student):
+                with self._merged(student):
                     responses = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
         finally:
             student.train(was_training)
@@ -236,7 +236,7 @@ class RGSDTrainer(Durable, DistillationTrainer):
 
     def _decoded(self, student: nn.Module, prompt_ids: Sequence[list[int]]) -> list[list[int]] | None:
         """Rollouts by the decode loop of `rgsd.fast`, in the precision of the student's own forward pass; None where it
-        does not apply. It adds LoRA into copies of the weights, and leaves the weights alone."""
+        does not apply. In float32 it merges LoRA into copies of the weights; in half precision, never."""
         if not (self.args.merge_lora_for_rollouts and self._mergeable(student)):
             return None
         with self.accelerator.autocast():
@@ -244,38 +244,35 @@ class RGSDTrainer(Durable, DistillationTrainer):
 
     @contextmanager
     def _merged(self, student: nn.Module) -> Iterator[None]:
-        """LoRA merged while transformers samples: a fifth faster. (To vLLM, TRL sends merged weights itself.)"""
-        wanted = self.args.merge_lora_for_rollouts and not self.use_vllm
-        if not (wanted and isinstance(student, PeftModel) and self._mergeable(student)):
+        """LoRA merged while transformers samples, a fifth faster, where the base weights are float32. Merged into half
+        precision, most of a small update would be lost, and the rollouts would come from another policy than the
+        student. (vLLM gets copies: see `checkpoints.Durable`.)"""
+        wanted = self.args.merge_lora_for_rollouts and not self.use_vllm and isinstance(student, PeftModel)
+        if not (wanted and self._mergeable(student) and adapters.merges_exactly(student)):
             yield
             return
-        student.merge_adapter()
-        try:
-            yield
-        finally:
-            student.unmerge_adapter()
+        with self._base_weights_kept(student):
+            student.merge_adapter()
+            try:
+                yield
+            finally:
+                student.unmerge_adapter()
 
     @contextmanager
     def _base_weights_kept(self, student: nn.Module) -> Iterator[None]:
-        """Base weights put back bit for bit, whoever merges LoRA into them: unmerging subtracts, so that they, and with
-        them the teacher, would drift by a rounding error a step. The copy is in the host's memory, made once."""
-        # ZeRO-3 throws away what is done to parameters that are gathered for merging.
-        if not isinstance(student, PeftModel) or _is_quantized(student) or self._dist.is_zero3:
-            yield
-            return
-        reshard(student)
+        """Frozen base weights put back bit for bit after a merge: unmerging subtracts, so that they, and with them the
+        teacher, would drift by a rounding error a step. The copy is in the host's memory, made once."""
         if not self._base_weights:
             self._base_weights = {n: w.to("cpu", copy=True) for n, w in _merged_into(student)}
         try:
             yield
         finally:
-            reshard(student)
             with torch.no_grad():
                 for name, weight in _merged_into(student):
                     weight.copy_(self._base_weights[name])
 
     def _mergeable(self, student: nn.Module) -> bool:
-        return not (_is_quantized(student) or self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        return not (adapters.is_quantized(student) or self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     # --- Micro-batches and the teacher --------------------------------------------------------------------------
 
@@ -521,16 +518,12 @@ def _as_rows(data: Any, args: RGSDConfig) -> Any:
     )
 
 
-def _is_quantized(model: nn.Module) -> bool:
-    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-
-
 def _merged_into(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights that merging an adapter changes; of those that are cut among processes, this process's part."""
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            for own, parameter in module.get_base_layer().named_parameters(recurse=False):
-                yield f"{name}.{own}", local(parameter.detach())
+    """The frozen weights that a merge changes. Trained ones (LoRA's `bias="all"`) belong to the optimizer."""
+    for name, layer in adapters.layers(model):
+        for own, parameter in layer.get_base_layer().named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                yield f"{name}.{own}", parameter.detach()
 
 
 def _head(student: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Head:

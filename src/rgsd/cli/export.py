@@ -6,7 +6,7 @@ import argparse
 
 
 def main(argv: list[str]) -> int:
-    """Merge a run's adapter into its base model and write both with the tokenizer."""
+    """Merge a run's adapter into its base model in float32, write it with the tokenizer, and say what rounding cost."""
     parser = argparse.ArgumentParser(prog="rgsd export", description="Write a run's trained model, adapter merged.")
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("out", help="a new or empty folder")
@@ -16,5 +16,7 @@ def main(argv: list[str]) -> int:
     from rgsd.models import export
 
     quieten()
-    print(f"Model: {export(args.run, args.out, dtype=args.dtype).resolve()}")
+    folder, cost = export(args.run, args.out, dtype=args.dtype)
+    print(cost)
+    print(f"Model: {folder.resolve()}")
     return 0
