@@ -126,7 +126,7 @@ TOUCHED = {
         *("_name", "_paper", "_prepare_inputs", "_step", "_tag_names", "_tokenize_prompts", "_tokenizer"),
     },
     "checkpoints.py": {
-        *("_get_train_sampler", "_load_optimizer_and_scheduler", "_metrics", "_save_checkpoint"),
+        *("_dist", "_get_train_sampler", "_load_optimizer_and_scheduler", "_metrics", "_save_checkpoint"),
         "_total_train_tokens",
     },
 }

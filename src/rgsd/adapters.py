@@ -92,13 +92,13 @@ class Kept:
         return self.found / self.wanted if self.wanted else 1.0
 
 
-def layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
-    """Every layer that carries adapters, with its name."""
+def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every layer that carries adapters (peft's `BaseTunerLayer`), with its name."""
     return ((name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
 
 
 @torch.no_grad()
-def merged(layer: BaseTunerLayer, base: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def merged(layer: Any, base: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The parameters of a layer's base with the active adapters merged in, in float32. The layer is left as it is.
 
     Args:
@@ -106,16 +106,15 @@ def merged(layer: BaseTunerLayer, base: dict[str, Tensor] | None = None) -> dict
             must call.
         base: values to merge into, where they are at hand already; by default the base layer's own.
     """
-    source: Any = layer
-    own = dict(source.get_base_layer().named_parameters(recurse=False))
+    own = dict(layer.get_base_layer().named_parameters(recurse=False))
     values = {id(p): (base or {}).get(n) for n, p in own.items()}
     # Copies of everything but the parameters, which are handed over in float32.
     memo: dict[int, Any] = {}
-    for p in source.parameters():
+    for p in layer.parameters():
         given = values.get(id(p))
         value = whole(p.detach()) if given is None else given
         memo[id(p)] = nn.Parameter(value.detach().to(torch.float32, copy=True), requires_grad=False)
-    scratch: Any = copy.deepcopy(source, memo)
+    scratch: Any = copy.deepcopy(layer, memo)
     if not scratch.merged:
         scratch.merge()
     return {n: memo[id(p)].data for n, p in own.items()}
@@ -148,7 +147,7 @@ def merge_and_unload(model: PeftModel, dtype: torch.dtype) -> tuple[Any, Kept]:
     """
     kept = Kept()
     for _, layer in layers(model):
-        base: Any = layer.get_base_layer()
+        base = layer.get_base_layer()
         before = {n: p.detach() for n, p in base.named_parameters(recurse=False)}
         for name, value in merged(layer).items():
             rounded = value.to(dtype)
@@ -189,7 +188,7 @@ def merged_values(
     with _merging_off(model):
         for name, value in values():
             owner, _, own = name.rpartition(".")
-            layer: Any = adapted.get(owner)
+            layer = adapted.get(owner)
             if layer is None:
                 yield name, value
                 continue
@@ -231,8 +230,7 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
             module._parameters[name] = nn.Parameter(p.detach().float(), requires_grad=False)
 
     def after(module: nn.Module, *_: Any) -> None:
-        _, half = held.pop()
-        module._parameters.update(half)
+        module._parameters.update(held.pop()[1])
 
     owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     hooks = [m.register_forward_pre_hook(before) for m in owners] + [m.register_forward_hook(after) for m in owners]
@@ -242,5 +240,5 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
         while held:  # a forward pass that failed
-            module, half = held.pop()
-            module._parameters.update(half)
+            failed, half = held.pop()
+            failed._parameters.update(half)

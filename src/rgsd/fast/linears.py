@@ -176,14 +176,11 @@ def _beside(
     plain: Callable[..., Tensor], module: LoraLinear, lora: list[str], dtype: torch.dtype | None
 ) -> Callable[..., Tensor]:
     """peft's forward pass: the base layer's product, and the adapters' in their own precision (or autocast's)."""
-    parts = [
-        (
-            module.lora_A[name].weight.detach().to(dtype or module.lora_A[name].weight.dtype).T,
-            module.lora_B[name].weight.detach().to(dtype or module.lora_B[name].weight.dtype).T,
-            module.scaling[name],
-        )
-        for name in lora
-    ]
+
+    def transposed(part: Any) -> Tensor:
+        return part.weight.detach().to(dtype or part.weight.dtype).T
+
+    parts = [(transposed(module.lora_A[n]), transposed(module.lora_B[n]), module.scaling[n]) for n in lora]
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         y = plain(x)
