@@ -388,7 +388,32 @@ def test_no_difference_between_ways_is_called_none():
     labelled, decide = labelled_and_judge()
     table = check(labelled, {"batched": ScriptedJudge(decide), "per_criterion": ScriptedJudge(decide)})
     assert table["between"][0]["met_share_difference"]["value"] == 0
-    assert "no difference in strictness" in "\n".join(table["sentences"])
+    assert "too few prompts to say which way is stricter" in "\n".join(table["sentences"])  # 20 prompts
+
+
+def test_one_mode_that_fails_does_not_lose_the_other(tmp_path, monkeypatch, capsys):
+    labelled, decide = labelled_and_judge()
+    judges = {"batched": ScriptedJudge(decide), "per_criterion": ScriptedJudge(lambda response, criterion: None)}
+    table = check(labelled, judges)
+    assert [m["mode"] for m in table["modes"]] == ["batched"]
+    assert list(table["failures"]) == ["per_criterion"]
+    assert "Not measured, mode per_criterion" in "\n".join(table["sentences"])
+    show(table)
+    assert "agreement with the majority" in capsys.readouterr().out
+    failing = {mode: ScriptedJudge(lambda response, criterion: None) for mode in judges}
+    with pytest.raises(JudgeError, match="scored none"):
+        check(labelled, failing)
+
+    rows = [{"prompt": "Cough?", "response": "Rest.", "criterion": "Advises rest.", "met": True}]
+    path = write(tmp_path / "mine.jsonl", rows)
+
+    def build(config):
+        return ScriptedJudge(lambda r, c: True) if config.judge_mode == "batched" else judges[config.judge_mode]
+
+    monkeypatch.setattr(module.check_file, "__kwdefaults__", module.check_file.__kwdefaults__ | {"build": build})
+    with pytest.raises(JudgeError, match="per_criterion"):
+        main(["check", str(path), "--judge", "openai/x"])
+    assert "agreement with the majority" in capsys.readouterr().out
 
 
 def test_the_table_prints(capsys):

@@ -82,6 +82,21 @@ def test_a_judge_that_declines_leaves_its_responses_out(run, tmp_path):
     assert result["coverage"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("which", "words", "what"),
+    [("claims", "false claims not known", "claims 0 %"), ("overclaim", "overclaims not known", "overclaims 0 %")],
+)
+def test_an_audit_without_a_usable_reply_fails_and_says_so(run, capsys, which, words, what):
+    with OpenAIServer(lambda request: "I'm sorry, but I can't help with that.") as server:
+        argv = ["audit", f"{run.folder}:base", "--audits", which, "--judge", "j", "--judge_api_base", server.url]
+        assert main([*argv, "--judge_cache", "off", "--judge_reasks", "0"]) == 1
+        told = capsys.readouterr()
+        assert words in told.out
+        assert what in told.err
+        assert "min_coverage" in told.err
+        assert main([*argv, "--judge_cache", "off", "--judge_reasks", "0", "--min_coverage", "0"]) == 0
+
+
 def test_length_needs_no_judge_and_the_others_do(run, capsys):
     assert main(["audit", str(run.folder), "--audits", "length"]) == 0
     assert "2.00 times the first arm's" in capsys.readouterr().out

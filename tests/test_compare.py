@@ -25,7 +25,8 @@ from rgsd.errors import ConfigError, DataError, JudgeError, RunError
 from rgsd.judges import JudgeConfig, Judgement, Usage
 from rgsd.rubrics import Criterion, Example, Rubric, Verdict, score
 
-N = 24
+N = 36
+WON = N * 2 // 3
 
 
 class ScriptedJudge:
@@ -149,27 +150,27 @@ def test_what_won_and_by_how_much(world):
     found = table["differences"][0]
     assert found["difference"]["mean"] == pytest.approx(2 / 3 * 3 / 8)
     assert found["difference"]["low"] > 0
-    assert (found["criteria"]["won"], found["criteria"]["lost"], found["criteria"]["n"]) == (16, 0, 3 * N)
-    assert found["criteria"]["p"] == pytest.approx(2 * 0.5**16)
+    assert (found["criteria"]["won"], found["criteria"]["lost"], found["criteria"]["n"]) == (WON, 0, 3 * N)
+    assert found["criteria"]["p"] == pytest.approx(2 * 0.5**WON)
     tags = {g["group"]: g for g in found["criteria_by_tag"]}
-    assert (tags["axis:completeness"]["net"], tags["axis:accuracy"]["net"]) == (16, 0)
+    assert (tags["axis:completeness"]["net"], tags["axis:accuracy"]["net"]) == (WON, 0)
     assert tags["axis:completeness"]["p_holm"] == pytest.approx(2 * tags["axis:completeness"]["p"])
     assert found["criteria_by_text"][0]["group"] == "Recommends tea."
-    assert found["prompts"]["won"] == 16
-    assert found["prompts"]["tied"] == 8
+    assert found["prompts"]["won"] == WON
+    assert found["prompts"]["tied"] == N - WON
     assert found["prompts"]["most_won"][0]["won"] == ["Recommends tea."]
     assert len(found["prompts"]["most_won"]) == 5
     assert found["prompts"]["most_lost"] == []
     said = "\n".join(table["sentences"])
     assert "better is better than worse: +25.0 points" in said
-    assert "beyond the interval" in said
+    assert found["conclusion"] == "better"
 
 
 def test_the_other_way_round_it_lost(world):
     worse, better, _ = world
     found = table_of(better, worse)["differences"][0]
     assert found["difference"]["high"] < 0
-    assert (found["criteria"]["won"], found["criteria"]["lost"]) == (0, 16)
+    assert (found["criteria"]["won"], found["criteria"]["lost"]) == (0, WON)
     assert [p["lost"] for p in found["prompts"]["most_lost"]] == [["Recommends tea."]] * 5
     assert "is worse than" in "\n".join(table_of(better, worse)["sentences"])
 
@@ -247,7 +248,7 @@ def test_runs_without_a_common_prompt_are_refused(world, tmp_path):
     other = write_run(
         tmp_path / "other", [row_of(example(i), "rest") for i in range(90, 95)], held_out_fingerprint="f2"
     )
-    with pytest.raises(RunError, match=r"share no prompt: worse has 24 \(held-out fingerprint f1\), other has 5 .*f2"):
+    with pytest.raises(RunError, match=r"share no prompt: worse has 36 \(held-out fingerprint f1\), other has 5 .*f2"):
         table_of(worse, other)
 
 
@@ -259,7 +260,7 @@ def test_the_same_id_with_another_text_is_another_prompt(world, tmp_path):
     assert table["n_shared_prompts"] == N - 4
     assert "4 prompts have the same id and another text" in table["warnings"][0]
     all_other = write_run(tmp_path / "all", [r | {"question": "Else?"} for r in rows])
-    with pytest.raises(RunError, match="24 ids are the same, but their texts differ"):
+    with pytest.raises(RunError, match="36 ids are the same, but their texts differ"):
         table_of(worse, all_other)
 
 
@@ -271,7 +272,7 @@ def test_prompts_that_not_all_have_are_left_out_and_counted(world, tmp_path):
     assert [r["summary"]["n_prompts"] for r in table["runs"]] == [10, 10, 10]
     said = " ".join(table["warnings"])
     assert "held-out data differ" in said
-    assert "worse: 14 of its 24 prompts are not in every run" in said
+    assert "worse: 26 of its 36 prompts are not in every run" in said
 
 
 def test_differing_rubrics_are_told_and_only_common_criteria_counted(world, tmp_path):
@@ -280,7 +281,7 @@ def test_differing_rubrics_are_told_and_only_common_criteria_counted(world, tmp_
     rows[0]["verdicts"][1]["criterion"] = "Recommends hot tea."
     other = write_run(tmp_path / "other", rows)
     table = table_of(worse, other)
-    assert "rubrics of 1 of 24" in table["warnings"][0]
+    assert "rubrics of 1 of 36" in table["warnings"][0]
     assert table["differences"][0]["criteria"]["n"] == 3 * N - 1
 
 
@@ -336,6 +337,21 @@ def test_later_rows_count(world, tmp_path):
     assert table["runs"][1]["summary"]["score"]["mean"] == 1.0
 
 
+@pytest.mark.parametrize("n", [2, 29])
+def test_few_prompts_get_no_verdict(tmp_path, n):
+    examples = [example(i) for i in range(n)]
+    write_data(tmp_path, examples)
+    worse = write_run(tmp_path / "worse", [row_of(e, "nothing") for e in examples])
+    better = write_run(tmp_path / "better", [row_of(e, "rest tea") for e in examples])
+    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda config: ScriptedJudge())
+    found = table["differences"][0]
+    assert found["difference"]["low"] > 0
+    assert found["conclusion"] == "too few prompts to say"
+    said = "\n".join(table["sentences"])
+    assert "is better than" not in said
+    assert said.count("too few prompts to say") == 2  # under either judge
+
+
 # The second judge.
 
 
@@ -351,7 +367,7 @@ def test_a_second_judge_that_agrees_keeps_the_ranking(world, tmp_path):
     assert second["agreement"]["n_prompts"] == N
     assert second["is_ranking_kept"] is True
     assert second["rankings"]["second"] == ["better", "worse"]
-    assert second["differences"][0]["is_beyond_second"] is True
+    assert second["differences"][0]["conclusion_second"] == "better"
     assert second["usage"]["price"] == N  # 0.5 a response of two runs
     assert "The ranking survives it: better > worse" in "\n".join(table["sentences"])
 
@@ -379,7 +395,7 @@ def test_a_second_judge_that_says_the_opposite_turns_the_ranking(world):
     assert second["differences"][0]["is_sign_kept"] is False
     said = "\n".join(table["sentences"])
     assert "does not survive" in said
-    assert "opposite directions" in said
+    assert "worse under it, better under first" in said
 
 
 def test_agreement_is_counted_by_hand():

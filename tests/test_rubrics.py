@@ -40,6 +40,26 @@ def test_healthbench_professional_takes_length_off():
     assert got == pytest.approx(1.0 - 0.0147 * 2)
 
 
+@pytest.mark.parametrize(("length", "adjustment"), [(0, 0.0588), (500, 0.0441), (2000, 0.0), (2500, -0.0147)])
+def test_healthbench_professionals_length_term_is_linear_on_both_sides(length, adjustment):
+    # As calculate_length_adjusted_score of openai/simple-evals (pull request 108).
+    for verdicts, plain in (([YES, YES, NO], 1.0), ([NO, NO, NO], 0.0)):
+        got = score(SIGNED, verdicts, "healthbench_professional", "x" * length).value
+        assert got == pytest.approx(plain + adjustment)
+
+
+@pytest.mark.parametrize("weight", [1e308, -1e308, 1.1e6, 1e-7, float("inf"), float("nan")])
+def test_absurd_weights_are_refused_by_name(weight):
+    with pytest.raises(DataError, match=r"weight must be .* for 'Advises rest.'"):
+        Criterion("Advises rest.", weight)
+
+
+@pytest.mark.parametrize("scoring", ["satisfaction", "rar_explicit", "prbench", "healthbench"])
+def test_the_largest_weights_still_give_a_finite_score(scoring):
+    rubric = Rubric(tuple(Criterion(f"c{i}", sign * 1e6) for i, sign in enumerate((1, 1, -1))))
+    assert -1.0 <= score(rubric, [YES, NO, YES], scoring).value <= 1.0
+
+
 def test_only_healthbenchs_mean_is_clipped():
     scores = [Score(-0.9, 3, 3), Score(0.1, 3, 3)]
     assert mean_score(scores, "healthbench") == 0.0

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from rgsd import statistics
 from rgsd.errors import DataError
 from rgsd.statistics import (
+    Conclusion,
     Estimate,
+    Interval,
     agreement,
     balanced_f1,
     cohens_kappa,
+    conclude,
     confusion,
     count_difference,
     holm,
@@ -24,11 +27,13 @@ from rgsd.statistics import (
     length_controlled,
     met_by_tag,
     paired_difference,
+    quantiles,
     ratio,
     resampled_sums,
     sign_test,
     summarise,
     tag_score,
+    verdict_sentence,
 )
 
 
@@ -79,7 +84,7 @@ def test_sums_are_those_of_the_drawn_rows():
 def test_the_interval_is_that_of_all_resamples_enumerated():
     values = [0.0, 0.1, 0.7, 1.0]
     means = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, quantiles(4))
     found = interval(values, n_resamples=200_000)
     # Between neighbouring values of a discrete distribution the sampled quantile can only move by a step.
     assert found.low == pytest.approx(low, abs=0.026)
@@ -102,6 +107,59 @@ def test_thousands_of_prompts_need_no_memory_for_all_resamples():
 def test_no_value_is_refused():
     with pytest.raises(DataError, match="at least one value"):
         interval([])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused(bad):
+    with pytest.raises(DataError, match="value 1 of 3 is"):
+        interval([0.5, bad, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "said"),
+    [
+        (0.1, 0.2, 30, Conclusion.BETTER),
+        (-0.2, -0.1, 30, Conclusion.WORSE),
+        (-0.1, 0.2, 30, Conclusion.NOT_SHOWN),
+        (0.0, 0.2, 30, Conclusion.NOT_SHOWN),
+        (0.75, 0.75, 2, Conclusion.TOO_FEW),
+        (0.1, 0.2, 29, Conclusion.TOO_FEW),
+        (-0.2, -0.1, 29, Conclusion.TOO_FEW),
+    ],
+)
+def test_a_difference_in_words(low, high, n, said):
+    found = {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
+    assert conclude(found) is said
+    assert conclude(Interval(**found)) is said
+    assert conclude(Estimate(found["mean"], low, high, n)) is said
+    sentence = verdict_sentence("trained", "base", found)
+    assert said in sentence
+    assert f"{n} prompts" in sentence
+    assert all(other not in sentence for other in Conclusion if other is not said)
+
+
+def test_nothing_is_concluded_from_nothing_and_a_margin_moves_the_bar():
+    assert conclude(None) is Conclusion.TOO_FEW
+    assert conclude(Estimate(0.1, None, None, 90, "undefined")) is Conclusion.TOO_FEW
+    assert conclude(Interval(0.0, -0.04, 0.04, 90), above=-0.05) is Conclusion.BETTER
+    with pytest.raises(DataError, match="nan"):
+        conclude(Interval(math.nan, 0.1, 0.2, 90))
+
+
+def test_the_interval_covers_more_often_than_the_plain_percentile_one_where_prompts_are_few():
+    from benchmarks.coverage import _symmetric, bounds
+
+    rng = np.random.default_rng(0)
+    ends = bounds(_symmetric(rng, (4_000, 20)), rng, 1_000)
+    covered = {m: float(np.mean((low <= 0) & (high >= 0))) for m, (low, high) in ends.items()}
+    assert covered["expanded"] == pytest.approx(0.95, abs=0.012)
+    assert covered["percentile"] < covered["expanded"] - 0.01
+
+
+def test_quantiles_reach_further_out_the_fewer_the_prompts():
+    assert quantiles(10)[0] < quantiles(40)[0] < 0.025
+    assert quantiles(100_000)[0] == pytest.approx(0.025, abs=1e-5)
+    assert quantiles(1) == (0.025, 0.975)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.integers(0, 5))

@@ -19,7 +19,18 @@ from rgsd.judges import Judge, JudgeConfig, Usage, build_judge
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.judges.settings import MODES
 from rgsd.progress import counting, say
-from rgsd.statistics import Estimate, agreement, agreement_of_counts, confusion, count_difference, ratio, words_of
+from rgsd.statistics import (
+    Conclusion,
+    Estimate,
+    agreement,
+    agreement_of_counts,
+    conclude,
+    confusion,
+    count_difference,
+    points,
+    ratio,
+    words_of,
+)
 
 SIGNS = ("all", "positive", "pitfall", "unstated")
 SHOWN_GROUPS = 12
@@ -129,12 +140,13 @@ def check(labelled: LabelledSet, judges: Mapping[str, Judge], *, seed: int = 0) 
         later mode against the first (`between`); `sentences`: what it says, in plain words.
 
     Raises:
-        JudgeError: when a judge cannot go on, or scored nothing at all.
+        JudgeError: when every judge failed: it could not go on, or scored nothing at all. Where one of several failed,
+            the rest is reported, and `failures` holds its error by mode.
     """
     items = labelled.items
     if not items:
         raise DataError("there is no labelled criterion to check a judge on: give a file with at least one")
-    asked = [_ask(mode, judge, items) for mode, judge in judges.items()]
+    asked, failures = _ask_all(judges, items)
     table: dict[str, Any] = {
         "kind": "judge check",
         "form": labelled.form,
@@ -149,8 +161,26 @@ def check(labelled: LabelledSet, judges: Mapping[str, Judge], *, seed: int = 0) 
         "humans": asdict(agreement_of_counts(_people_counts(items), seed=seed)),
         "modes": [report(items, one, seed=seed) for one in asked],
         "between": [between(items, asked[0], other, seed=seed) for other in asked[1:]],
+        "failures": failures,
     }
     return table | {"sentences": sentences(table)}
+
+
+def _ask_all(judges: Mapping[str, Judge], items: Sequence[Labelled]) -> tuple[list[JudgedItems], dict[str, str]]:
+    """Every mode that the judge could be asked in, and why it could not be asked in the others.
+
+    Raises:
+        JudgeError: the first one, when the judge failed in all modes.
+    """
+    asked, errors = [], {}
+    for mode, judge in judges.items():
+        try:
+            asked.append(_ask(mode, judge, items))
+        except JudgeError as error:
+            errors[mode] = error
+    if not asked:
+        raise next(iter(errors.values()))
+    return asked, {mode: str(error) for mode, error in errors.items()}
 
 
 def _ask(mode: str, judge: Judge, items: Sequence[Labelled]) -> JudgedItems:
@@ -331,6 +361,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
             )
     for one in table["between"]:
         said.append(_between_sentence(one, table))
+    said += [f"Not measured, mode {mode}: {error}" for mode, error in table["failures"].items()]
     return said
 
 
@@ -343,13 +374,13 @@ def _against_people(mode: Mapping[str, Any]) -> str:
     )
     if difference["low"] is None:
         return f"{start}."
-    if difference["low"] > 0:
-        end = "it agrees with people more than they do with each other"
-    elif difference["high"] < 0:
-        end = "it is below the ceiling that people set"
-    else:
-        end = "no difference is shown between it and one more person"
-    return f"{start} ({_points(difference)}): {end}."
+    ends = {
+        Conclusion.BETTER: "it agrees with people more than they do with each other",
+        Conclusion.WORSE: "it is below the ceiling that people set",
+        Conclusion.NOT_SHOWN: "no difference is shown between it and one more person",
+        Conclusion.TOO_FEW: str(Conclusion.TOO_FEW),
+    }
+    return f"{start} (the judge minus people: {points(difference)}): {ends[conclude(difference)]}."
 
 
 def _by_sign(mode: Mapping[str, Any]) -> list[str]:
@@ -371,18 +402,21 @@ def _between_sentence(one: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     shares = {mode["mode"]: mode["met_share"] for mode in table["modes"]}
     people = table["modes"][0]["people_met_share"]
     d = one["met_share_difference"]
-    if d["low"] is None or d["low"] <= 0 <= d["high"]:
-        tendency = "no difference in strictness is shown"
-    else:
-        tendency = f"{one['first'] if d['low'] > 0 else one['other']} is the stricter way"
-    f1 = one["balanced_f1_difference"]
-    better = ""
-    if f1["low"] is not None and not f1["low"] <= 0 <= f1["high"]:
-        better = f" {one['other'] if f1['low'] > 0 else one['first']} is closer to the people, beyond the interval."
+    match conclude(d):
+        case Conclusion.BETTER | Conclusion.WORSE as way:
+            tendency = f"{one['first'] if way is Conclusion.BETTER else one['other']} is the stricter way"
+        case Conclusion.NOT_SHOWN:
+            tendency = "no difference in strictness is shown"
+        case too_few:
+            tendency = f"{too_few} which way is stricter"
+    closer = {Conclusion.BETTER: one["other"], Conclusion.WORSE: one["first"]}.get(
+        conclude(one["balanced_f1_difference"])
+    )
+    better = f" {closer} is closer to the people." if closer else ""
     return (
         f"Asked {one['first']} it says met in {_percent(shares[one['first']])}, asked {one['other']} in "
         f"{_percent(shares[one['other']])}, people in {_percent(people)}; {one['other']} minus {one['first']} on the "
-        f"same criteria: {_points(d)}: {tendency}.{better} The two agree with each other on "
+        f"same criteria: {points(d)}: {tendency}.{better} The two agree with each other on "
         f"{_percent(one['agreement']['raw'])} (kappa {words_of(one['agreement']['kappa'])}): never mix their scores."
     )
 
@@ -395,23 +429,10 @@ def _percent(estimate: Mapping[str, Any]) -> str:
     return f"{100 * estimate['value']:.1f} % ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
 
 
-def _points(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return estimate["note"] or "undefined"
-    if estimate["low"] is None:
-        return f"{100 * estimate['value']:+.1f} points"
-    return (
-        f"{100 * estimate['value']:+.1f} points, 95 % interval {100 * estimate['low']:+.1f} to "
-        f"{100 * estimate['high']:+.1f}"
-    )
-
-
 def show(table: Mapping[str, Any]) -> None:
     """Print a check: the modes, their errors by sign, the largest categories or tags, and what it says."""
     console = Console(width=118)
-    view = _view(
-        "Judge against people (95 % bootstrap interval over prompts)", "", *(m["mode"] for m in table["modes"])
-    )
+    view = _view("Judge against people (95 % interval over prompts)", "", *(m["mode"] for m in table["modes"]))
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("criteria compared", lambda m: f"{m['n_compared']:,}"),
         ("agreement with the majority", lambda m: _percent(m["agreement"]["raw"])),

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from rgsd import evaluate
-from rgsd.errors import ConfigError, RunError
+from rgsd.errors import ConfigError, JudgeError, RunError
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.llm import LLMJudge, Question
 from rgsd.judges.prompt import UnusableReply, object_schema, verdict_id, whole_object
 from rgsd.measure import examples_by_id
 from rgsd.progress import say
 from rgsd.runs import SAMPLES, open_run
-from rgsd.statistics import Interval, interval, latest
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG
+from rgsd.statistics import Interval, interval, latest, ratio
 
 MAX_CLAIMS = 30
 """Claims of a response that are looked at, the first ones."""
@@ -191,16 +191,13 @@ def _value(verdict: Mapping[str, Any]) -> float | None:
 def length_inflation(
     rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> Interval | None:
-    """Mean response length over the baseline's, paired by prompt, with its 95 % bootstrap interval."""
+    """Mean response length over the baseline's, paired by prompt, with its 95 % interval; None where undefined."""
     before = {r["example_id"]: r["n_tokens"] for r in baseline}
-    pairs = np.array([(r["n_tokens"], before[r["example_id"]]) for r in rows if r["example_id"] in before], float)
-    if not len(pairs) or not pairs[:, 1].sum():
+    pairs = [(r["n_tokens"], before[r["example_id"]]) for r in rows if r["example_id"] in before]
+    found = ratio([after for after, _ in pairs], [first for _, first in pairs], seed=seed)
+    if found.value is None or found.low is None or found.high is None:
         return None
-    draws = np.random.default_rng(seed).integers(0, len(pairs), size=(2000, len(pairs)))
-    sums = pairs[draws].sum(1)
-    ratios = sums[:, 0] / np.maximum(sums[:, 1], 1e-9)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high), len(pairs))
+    return Interval(found.value, found.low, found.high, found.n)
 
 
 AUDIT = "audit.json"
@@ -215,12 +212,18 @@ class AuditConfig:
         default_factory=lambda: list(AUDITS), metadata={"help": "Which audits: length, claims, overclaim."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
+    min_coverage: float = field(
+        default=0.95,
+        metadata={"help": "Least share of responses (criteria, of overclaims) that the judge read; below it, rc 1."},
+    )
 
     def __post_init__(self) -> None:
         self.audits = [part for name in self.audits for part in name.split(",") if part]
         unknown = sorted(set(self.audits) - set(AUDITS))
         if unknown or not self.audits:
             raise ConfigError(f"audits {unknown or 'is empty'}: known are {', '.join(AUDITS)}")
+        if not 0 <= self.min_coverage <= 1:
+            raise ConfigError(f"min_coverage is {self.min_coverage}, a share between 0 and 1 is wanted")
 
 
 def audit(names: Sequence[str], judge_config: JudgeConfig, settings: AuditConfig) -> dict[str, Any]:
@@ -255,8 +258,8 @@ def audit(names: Sequence[str], judge_config: JudgeConfig, settings: AuditConfig
         result: dict[str, Any] = {"run": folder, "arm": arm, "n_prompts": len(rows)}
         if "length" in wanted:
             result["mean_tokens"] = float(np.mean([r["n_tokens"] for r in rows]))
-            ratio = length_inflation(rows, first, seed=settings.seed)
-            result["length_inflation"] = asdict(ratio) if ratio else None
+            inflation = length_inflation(rows, first, seed=settings.seed)
+            result["length_inflation"] = asdict(inflation) if inflation else None
         if isinstance(judge, LLMJudge):
             say(f"{label}: factual claims of {len(rows)} responses")
             claims = factual_claims(judge, rows)
@@ -311,21 +314,64 @@ def show_audit(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the findings, an arm a line."""
     for label, result in found.items():
         parts = [f"{result['n_prompts']} responses"]
-        if "mean_tokens" in result:
+        if result.get("mean_tokens") is not None:
             parts.append(f"{result['mean_tokens']:.0f} tokens on average")
         if ratio := result.get("length_inflation"):
             parts.append(f"{ratio['mean']:.2f} times the first arm's ({ratio['low']:.2f} to {ratio['high']:.2f})")
-        if rate := result.get("false_claim_rate"):
-            parts.append(
-                f"false claims {100 * rate['mean']:.1f} % ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}; "
-                f"{result['claims_per_response']:.1f} claims a response, {100 * result['coverage']:.0f} % read)"
-            )
-        if over := result.get("overclaim"):
-            parts.append(
-                f"granted leniently but not strictly {100 * over['mean']:.1f} % "
-                f"({100 * over['low']:.1f} to {100 * over['high']:.1f})"
-            )
+        if "false_claim_rate" in result:
+            parts.append(_claims_words(result))
+        if "overclaim" in result:
+            parts.append(_overclaim_words(result))
         say(f"{label}: " + "; ".join(parts))
 
 
-__all__ = ["AuditConfig", "Claims", "audit", "factual_claims", "false_claim_rate", "length_inflation", "overclaim"]
+def _claims_words(result: Mapping[str, Any]) -> str:
+    rate, read = result["false_claim_rate"], f"{100 * result['coverage']:.0f} % read"
+    if rate is None:
+        return f"false claims not known: no claim was decided ({read})"
+    return (
+        f"false claims {100 * rate['mean']:.1f} % ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}; "
+        f"{result['claims_per_response']:.1f} claims a response, {read})"
+    )
+
+
+def _overclaim_words(result: Mapping[str, Any]) -> str:
+    over, read = result["overclaim"], f"{100 * result['overclaim_coverage']:.0f} % scored by both"
+    if over is None:
+        return f"overclaims not known: no criterion was scored by both judges ({read})"
+    return (
+        f"granted leniently but not strictly {100 * over['mean']:.1f} % "
+        f"({100 * over['low']:.1f} to {100 * over['high']:.1f}; {read})"
+    )
+
+
+def check_audit(found: Mapping[str, Mapping[str, Any]], least: float) -> None:
+    """Refuse findings that rest on too few of the judge's replies.
+
+    Raises:
+        JudgeError: when the judge read less than `least` of an arm's responses or criteria; all arms are named.
+    """
+    low = [
+        f"{label}: {what} {100 * result[key]:.0f} %"
+        for label, result in found.items()
+        for key, what in (("coverage", "claims"), ("overclaim_coverage", "overclaims"))
+        if key in result and result[key] < least
+    ]
+    if low:
+        raise JudgeError(
+            f"the judge gave usable replies for too little of what it was asked ({'; '.join(low)}), at least "
+            f"{100 * least:.0f} % is wanted (min_coverage). The findings are in {AUDIT} of each run, and not to be "
+            "trusted; look into the judge's address, model and key, then run the same command again"
+        )
+
+
+__all__ = [
+    "AuditConfig",
+    "Claims",
+    "audit",
+    "check_audit",
+    "factual_claims",
+    "false_claim_rate",
+    "length_inflation",
+    "overclaim",
+]

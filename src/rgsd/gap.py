@@ -8,7 +8,8 @@ student's own rollouts needs no judge; it predicted the gain in arXiv 2605.30070
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,7 +30,15 @@ from rgsd.pipeline import DataConfig
 from rgsd.progress import counting, say
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import RESPONSES, RESULTS, Run
-from rgsd.statistics import interval, paired_difference, summarise
+from rgsd.statistics import (
+    LEAST_FOR_A_VERDICT,
+    Conclusion,
+    conclude,
+    interval,
+    paired_difference,
+    points,
+    summarise,
+)
 
 LOGIT_TOKENS = 128
 """Tokens whose logits are compared at once."""
@@ -82,6 +91,7 @@ def gap(
     model, tokenizer = load(one, settings)
     arms: dict[str, list[dict[str, Any]]] = {}
     templates: dict[str, dict[str, Any]] = {}
+    selection: dict[str, int] | None = None
     if is_judged:
         judge = build_judge(judge_config)
         generator = TransformersGenerator(
@@ -95,24 +105,25 @@ def gap(
             return arms[label]
 
         base = arm("base", prompts_for("none", examples, settings))
+        choice, rest = parts_for(len(examples), len(gap_settings.templates), settings.seed)
         for template in gap_settings.templates:
             shown = dataclasses.replace(settings, template=template)
             right = arm(f"base+rubric ({template})", prompts_for("rubric", examples, shown))
             wrong = arm(f"base+mismatched ({template})", prompts_for("mismatched", examples, shown))
             templates[template] = {
-                "gap": _plain(paired_difference(base, right, seed=settings.seed)),
-                "mismatched_gap": _plain(paired_difference(base, wrong, seed=settings.seed)),
-                "right_over_wrong": _plain(paired_difference(wrong, right, seed=settings.seed)),
+                "choice_gap": _difference(base, right, choice, settings.seed),
+                "gap": _difference(base, right, rest, settings.seed),
+                "mismatched_gap": _difference(base, wrong, rest, settings.seed),
+                "right_over_wrong": _difference(wrong, right, rest, settings.seed),
                 "leak_rate": float(np.mean([mentions_rubric(r["judged_text"], r["question"]) for r in right])),
                 "copied_share": float(
                     np.mean([copied_share(e, r["judged_text"]) for e, r in _paired(examples, right)])
                 ),
             }
+        selection = {"n_choice": len(choice), "n_report": len(rest)}
         for rows in arms.values():
             evaluate.check_coverage(rows, settings.min_coverage)
-    best = max(
-        templates, key=lambda t: (templates[t]["gap"] or {"mean": -9.0})["mean"], default=gap_settings.templates[0]
-    )
+    best = best_template(templates) or gap_settings.templates[0]
     found = None
     if gap_settings.divergence_prompts:
         some = rubric_data.subset(examples, gap_settings.divergence_prompts, data.split_seed)
@@ -121,13 +132,36 @@ def gap(
         "arms": [summarise(rows, seed=settings.seed) for rows in arms.values()],
         "templates": templates,
         "best_template": best if templates else None,
+        "selection": selection,
         "divergence": found,
-        "advice": advice(templates, best, found),
+        "advice": advice(templates, best, found, selection),
         "judge": judge_config.judge if is_judged else None,
     }
     run.write(RESULTS, table)
     run.note(status="finished")
     return run
+
+
+def parts_for(n: int, n_templates: int, seed: int) -> tuple[list[int], list[int]]:
+    """The prompts that choose the template, and those that its gap is reported on, as positions.
+
+    The best of several on some prompts looks better there than it is. So one half, drawn by the seed, chooses, and the
+    other half reports. A single template needs no choice, and one prompt cannot be shared.
+    """
+    if n_templates < 2 or n < 2:
+        return [], list(range(n))
+    order = np.random.default_rng(seed).permutation(n).tolist()
+    return sorted(order[: n // 2]), sorted(order[n // 2 :])
+
+
+def best_template(templates: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The one with the widest gap on the prompts that choose; the first where nothing tells them apart."""
+
+    def width(name: str) -> float:
+        found = templates[name]["choice_gap"]
+        return -math.inf if found is None else found["mean"]
+
+    return max(templates, key=width, default=None)
 
 
 def copied_share(example: Example, response: str) -> float:
@@ -145,7 +179,11 @@ def _paired(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> list
     return list(zip(examples, rows, strict=True))
 
 
-def _plain(found: Any) -> dict[str, Any] | None:
+def _difference(
+    rows_a: Sequence[dict[str, Any]], rows_b: Sequence[dict[str, Any]], positions: Sequence[int], seed: int
+) -> dict[str, Any] | None:
+    """b minus a over some of the prompts; None when none of them was scored in both."""
+    found = paired_difference([rows_a[i] for i in positions], [rows_b[i] for i in positions], seed=seed)
     return None if found is None else asdict(found)
 
 
@@ -207,17 +245,39 @@ def _mean(student: torch.Tensor, teacher: torch.Tensor, spec: DivergenceSpec) ->
     return unclipped / len(student), clipped / len(student)
 
 
-def advice(templates: dict[str, dict[str, Any]], best: str, found: dict[str, Any] | None) -> list[str]:
-    """Plain sentences: will it pay, with which template and settings."""
+def advice(
+    templates: Mapping[str, Mapping[str, Any]],
+    best: str,
+    found: Mapping[str, Any] | None,
+    selection: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Plain sentences: will it pay, with which template and settings.
+
+    Args:
+        templates: name -> its gaps, as `gap` writes them.
+        best: the one that is recommended.
+        found: the divergences; None or without `n` where none was taken.
+        selection: how many prompts chose the template, and how many its gap is reported on.
+    """
     said: list[str] = []
+    if selection and selection["n_choice"]:
+        said.append(
+            f"Template {best!r} was chosen on {selection['n_choice']} prompts; its gap below is from the other "
+            f"{selection['n_report']}."
+        )
     flags = [f"--template {best}"]
     if templates and (t := templates[best])["gap"]:
         g = t["gap"]
-        worth = f"{100 * g['mean']:+.1f} points ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})"
+        worth, conclusion = f"{points(g)}, {g['n']} prompts,", conclude(g)
         copies = max(t["leak_rate"], t["copied_share"])
-        if g["low"] > 0 and copies < COPIES_TOO_OFTEN:
+        if conclusion is Conclusion.TOO_FEW:
+            said.append(
+                f"With template {best!r} the rubric in the prompt is worth {worth} to this model: {conclusion} whether "
+                f"it will pay; a verdict takes at least {LEAST_FOR_A_VERDICT}."
+            )
+        elif conclusion is Conclusion.BETTER and copies < COPIES_TOO_OFTEN:
             said.append(f"It can pay: the rubric in the prompt is worth {worth} to this model with template {best!r}.")
-        elif g["low"] > 0:
+        elif conclusion is Conclusion.BETTER:
             said.append(
                 f"Not like this: the rubric is worth {worth} with template {best!r}, but the responses repeat it "
                 f"({100 * t['leak_rate']:.0f} % speak of a rubric, {100 * t['copied_share']:.0f} % of the criteria are "
@@ -226,17 +286,15 @@ def advice(templates: dict[str, dict[str, Any]], best: str, found: dict[str, Any
             )
         else:
             said.append(
-                f"It will not pay: the rubric in the prompt is worth {worth} to this model, nothing beyond chance. The "
-                "teacher has nothing to teach. Try another template, a larger model, or a warm start."
+                f"It will not pay: the rubric in the prompt is worth {worth} to this model: {conclusion}. The teacher "
+                "has nothing to teach. Try another template, a larger model, or a warm start."
             )
         specific = t["right_over_wrong"]
-        if specific and g["low"] > 0:
-            how = (
-                f"{100 * specific['mean']:+.1f} points ({100 * specific['low']:+.1f} to {100 * specific['high']:+.1f})"
-            )
+        if specific and conclusion is Conclusion.BETTER:
+            how = points(specific)
             said.append(
                 f"The right rubric beats another prompt's by {how}."
-                if specific["low"] > 0
+                if conclude(specific) is Conclusion.BETTER
                 else f"Another prompt's rubric does about as well (the right one: {how}): the gain would come from "
                 "having any rubric. Train the control too (--enrichment mismatched)."
             )
@@ -260,7 +318,7 @@ def advice(templates: dict[str, dict[str, Any]], best: str, found: dict[str, Any
 def show_gap(table: dict[str, Any]) -> None:
     """Print the arms, the templates and the advice."""
     if table["arms"]:
-        view = Table(title="Rubric satisfaction before training (95 % bootstrap interval over prompts)")
+        view = Table(title="Rubric satisfaction before training (95 % interval over prompts)")
         for column in ("what it reads", "score", "95 % interval", "prompts", "coverage", "mean tokens"):
             view.add_column(column, justify="left" if column == "what it reads" else "right", no_wrap=True)
         for a in table["arms"]:

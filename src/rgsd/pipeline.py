@@ -443,7 +443,7 @@ def results(
 def show_results(table: dict[str, Any]) -> None:
     """Print a run's table, and what it says in plain words."""
     baseline = table.get("baseline", "base")
-    view = Table(title="Rubric satisfaction (95 % bootstrap interval over prompts)")
+    view = Table(title="Rubric satisfaction (95 % interval over prompts)")
     for column in (
         "policy",
         "score",
@@ -471,14 +471,8 @@ def show_results(table: dict[str, Any]) -> None:
     Console(width=110).print(view)
     _show_parts(table)
     gain = table["differences"].get("trained - base")
-    if gain is None:
-        return
-    if gain["low"] > 0:
-        say(f"Training gained {100 * gain['mean']:.1f} points over the base, beyond its 95 % interval.")
-    elif gain["high"] < 0:
-        say(f"Training made the policy worse, by {-100 * gain['mean']:.1f} points, beyond its 95 % interval.")
-    else:
-        say(f"Training changed the score by {100 * gain['mean']:+.1f} points, within its 95 % interval: no gain shown.")
+    if gain is not None:
+        say(statistics.verdict_sentence("trained", "base", gain))
 
 
 MOST_PARTS = 16

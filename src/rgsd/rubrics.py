@@ -21,6 +21,10 @@ from rgsd.errors import DataError
 Message = Mapping[str, str]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
 
+WEIGHT_SIZES = (1e-6, 1e6)
+"""Smallest and largest size of a weight. Published ones lie between 0.3 and 100; sums of larger ones overflow, and a
+score of theirs is not a number."""
+
 Polarity = Literal["positive", "negative"]
 
 
@@ -36,7 +40,7 @@ class Criterion:
         check: a programmatic check that decides it exactly (see `rgsd.judges.checks`), or None.
 
     Raises:
-        DataError: when the text is empty or the weight is zero or not finite.
+        DataError: when the text is empty, or the weight is zero, not finite, or outside `WEIGHT_SIZES`.
     """
 
     text: str
@@ -54,6 +58,12 @@ class Criterion:
             raise DataError(
                 f"a criterion's weight must be finite and not zero, got {self.weight!r} for {self.text[:60]!r}: "
                 "use a positive weight for what a response should do, a negative one for a pitfall"
+            )
+        least, most = WEIGHT_SIZES
+        if not least <= abs(self.weight) <= most:
+            raise DataError(
+                f"a criterion's weight must be between {least:g} and {most:g} in size, got {self.weight!r} for "
+                f"{self.text[:60]!r}: scores are ratios, so scale all weights of the rubric alike"
             )
 
     @property
@@ -226,14 +236,23 @@ def _rar_explicit(scored: Scored, response: str) -> float | None:
 
 
 LENGTH_PENALTY_PER_500_CHARS = 0.0147
-LENGTH_PENALTY_FREE_CHARS = 2000
+LENGTH_CENTER_CHARS = 2000
+
+
+def length_adjustment(response: str) -> float:
+    """What HealthBench Professional adds to a score for the response's length; negative above 2,000 characters.
+
+    The authors' term is linear on both sides of 2,000 characters: `calculate_length_adjusted_score` in
+    `healthbench_eval.py` of openai/simple-evals (pull request 108; arXiv 2604.27470, section 4.1) has neither a floor
+    nor a special case. So a short response gains: an empty one 0.0588. It is added to the example's score only; the
+    scores by tag are without it, as there.
+    """
+    return -LENGTH_PENALTY_PER_500_CHARS * (len(response) - LENGTH_CENTER_CHARS) / 500
 
 
 def _healthbench_professional(scored: Scored, response: str) -> float | None:
     value = _satisfaction(scored, response)
-    if value is None:
-        return None
-    return value - LENGTH_PENALTY_PER_500_CHARS * (len(response) - LENGTH_PENALTY_FREE_CHARS) / 500
+    return None if value is None else value + length_adjustment(response)
 
 
 def _researchqa(scored: Scored, response: str) -> float | None:
@@ -255,7 +274,7 @@ SCORINGS = {
     "rar_explicit": _rar_explicit,
     # Unclipped per example, since only HealthBench's mean is clipped (see `mean_score`).
     "healthbench": _satisfaction,
-    # HealthBench Professional: the same, minus 0.0147 for every 500 characters above 2,000.
+    # HealthBench Professional: the same, minus 0.0147 for every 500 characters above 2,000, plus as much below.
     "healthbench_professional": _healthbench_professional,
     # Mean of graded verdicts in {0, .25, .5, .75, 1}.
     "researchqa": _researchqa,
@@ -263,6 +282,9 @@ SCORINGS = {
     "prbench": _prbench,
 }
 """Name -> score of one response from its scored (criterion, verdict) pairs and its text."""
+
+TAG_SCORINGS = {"healthbench_professional": "healthbench"}
+"""Scorings whose scores by criterion tag are taken by another one."""
 
 CLIPPED_MEANS = frozenset({"healthbench", "healthbench_professional"})
 """Scorings whose examples stay as they are and whose mean over examples is clipped to [0, 1]."""
@@ -286,6 +308,9 @@ def score(rubric: Rubric, verdicts: Sequence[Verdict], scoring: str = "satisfact
         raise DataError(f"unknown scoring {scoring!r}, known: {', '.join(SCORINGS)}")
     scored = [(c, v) for c, v in zip(rubric, verdicts, strict=True) if v.is_scored]
     value = SCORINGS[scoring](scored, response) if scored else None
+    if value is not None and not math.isfinite(value):
+        weights = [c.weight for c, _ in scored]
+        raise DataError(f"scoring {scoring!r} gives {value}, a finite number is wanted: its weights are {weights}")
     return Score(value=value, n_scored=len(scored), n_criteria=len(rubric))
 
 

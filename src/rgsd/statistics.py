@@ -1,9 +1,11 @@
 """What rows of an evaluation say: scores, shares, differences and agreement, each with its interval over prompts.
 
-Every interval is a 95 % percentile bootstrap that resamples whole prompts, never single criteria: the criteria of a
-prompt are met or missed by one response, and fall together. Zero width on a handful of prompts means that they agree,
-not that the number is certain: n stands beside every interval. A share of nothing or of everything, where a bootstrap
-has no width at all, gets the exact bound for as many prompts (Clopper and Pearson's).
+Every interval is a 95 % bootstrap that resamples whole prompts, never single criteria: the criteria of a prompt are met
+or missed by one response, and fall together. Its quantiles are expanded for small n (`quantiles`); `python -m
+benchmarks.coverage` measures how often it covers the truth. A share of nothing or of everything, where a bootstrap has
+no width at all, gets the exact bound for as many prompts (Clopper and Pearson's).
+
+Only `conclude` turns an interval into a verdict, and it gives none below `LEAST_FOR_A_VERDICT` prompts.
 
 Letters in names: N prompts (or other clusters), K columns, B resamples.
 """
@@ -14,16 +16,23 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from rgsd.errors import DataError
-from rgsd.rubrics import CLIPPED_MEANS, Criterion, Rubric, Score, Verdict, score
+from rgsd.rubrics import CLIPPED_MEANS, TAG_SCORINGS, Criterion, Rubric, Score, Verdict, score
 
 N_RESAMPLES = 10_000
-QUANTILES = (0.025, 0.975)
+TAIL = 0.025
+"""Probability that a 95 % interval leaves out on each side."""
+LEAST_FOR_A_VERDICT = 30
+"""Prompts below which no difference is called better or worse: from here on the 95 % interval holds the true mean in at
+least 92 % of the samples in every case of `benchmarks/coverage.py`; at 20 prompts the worst case is below 90 %."""
 NUMBERS_AT_ONCE = 2_000_000
 """Random numbers drawn at once: 16 MB of them, however many prompts there are."""
 NUMBERS_KEPT = 50_000_000
@@ -69,10 +78,30 @@ class Estimate:
     note: str = ""
 
 
+@lru_cache(maxsize=256)
+def quantiles(n: int) -> tuple[float, float]:
+    """Quantiles of the resamples that bound a 95 % interval over n prompts.
+
+    A resample of n values spreads less than a new sample would, by sqrt((n - 1) / n), and a normal quantile is too
+    small for an estimated spread. So the tail is Phi(-sqrt(n / (n - 1)) t), with t Student's quantile at n - 1 degrees
+    of freedom: the expanded percentile interval of Hesterberg (2015), "What Teachers Should Know About the Bootstrap".
+    """
+    if n < 2:
+        return TAIL, 1 - TAIL
+    t = -float(stdtrit(n - 1, TAIL))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
+    return tail, 1 - tail
+
+
+def student_quantile(degrees_of_freedom: int) -> float:
+    """Student's 97.5 % quantile."""
+    return -float(stdtrit(degrees_of_freedom, TAIL))
+
+
 def interval(
     values: Sequence[float], *, scoring: str = "satisfaction", seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> Interval:
-    """Mean and 95 % percentile bootstrap over prompts; clipped where the dataset's authors clip the mean.
+    """Mean and 95 % bootstrap interval over prompts; clipped where the dataset's authors clip the mean.
 
     Args:
         values: one a prompt.
@@ -81,14 +110,20 @@ def interval(
         n_resamples: B.
 
     Raises:
-        DataError: without a value.
+        DataError: without a value, or with one that is not finite.
     """
     array_N = np.asarray(values, dtype=np.float64)
     n = len(array_N)
     if not n:
         raise DataError("an interval needs at least one value, got none: nothing was scored")
+    if not np.isfinite(array_N).all():
+        position = int(np.flatnonzero(~np.isfinite(array_N))[0])
+        raise DataError(
+            f"value {position} of {n} is {array_N[position]}, a finite number is wanted: a score that is not finite "
+            "comes from a damaged row or an absurd weight"
+        )
     means_B = np.concatenate([array_N[draws].mean(1) for draws in _draws(n, seed, n_resamples)])
-    low, high = np.quantile(means_B, QUANTILES)
+    low, high = np.quantile(means_B, quantiles(n))
     found = [array_N.mean(), low, high]
     if scoring in CLIPPED_MEANS:
         found = [min(1.0, max(0.0, v)) for v in found]
@@ -149,7 +184,7 @@ def _estimate(value: float, draws_B: np.ndarray, n: int, note: str = "") -> Esti
     if len(usable) < USABLE_SHARE * len(draws_B):
         share = 100 * len(usable) / len(draws_B)
         return Estimate(float(value), None, None, n, f"no interval: it is defined in {share:.0f} % of the resamples")
-    low, high = np.quantile(usable, QUANTILES)
+    low, high = np.quantile(usable, quantiles(n))
     return Estimate(float(value), float(low), float(high), n)
 
 
@@ -185,12 +220,96 @@ def _at_the_edge(share: Estimate) -> Estimate:
     all cases."""
     if share.value not in (0.0, 1.0):
         return share
-    width = 1 - QUANTILES[0] ** (1 / share.n)
+    width = 1 - TAIL ** (1 / share.n)
     return Estimate(share.value, *((0.0, width) if share.value == 0 else (1 - width, 1.0)), share.n)
 
 
 def _divided(over: np.ndarray, under: np.ndarray) -> np.ndarray:
     return np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under != 0)
+
+
+# Verdicts.
+
+
+class Conclusion(StrEnum):
+    """What a difference shows; its value is the wording everywhere."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NOT_SHOWN = "no gain shown"
+    TOO_FEW = "too few prompts to say"
+
+
+Difference = Interval | Estimate | Mapping[str, Any]
+"""A difference with its interval: either class, or what `asdict` makes of it."""
+
+
+def conclude(found: Difference | None, *, above: float = 0.0) -> Conclusion:
+    """What a difference shows: the one place where an interval becomes a verdict.
+
+    Args:
+        found: the difference; None, or without an interval, says nothing.
+        above: what it is compared with; a negative one asks whether something is "no less, but for a margin".
+
+    Returns:
+        `TOO_FEW` below `LEAST_FOR_A_VERDICT` prompts, where the interval covers too seldom what it claims to; else
+        `BETTER` or `WORSE` when the whole interval lies above or below `above`.
+
+    Raises:
+        DataError: when the interval is not finite.
+    """
+    _, low, high, n = _parts(found)
+    if low is None or high is None or n < LEAST_FOR_A_VERDICT:
+        return Conclusion.TOO_FEW
+    if low > above:
+        return Conclusion.BETTER
+    return Conclusion.WORSE if high < above else Conclusion.NOT_SHOWN
+
+
+def is_shown(found: Difference | None) -> bool:
+    """Whether a difference is called better or worse."""
+    return conclude(found) in (Conclusion.BETTER, Conclusion.WORSE)
+
+
+def points(found: Difference) -> str:
+    """A difference of scores in points: "+21.0 points (95 % interval +16.5 to +25.6)"."""
+    value, low, high, _ = _parts(found)
+    if value is None:
+        note = found["note"] if isinstance(found, Mapping) else getattr(found, "note", "")
+        return note or "undefined"
+    said = f"{100 * value:+.1f} points"
+    return said if low is None or high is None else f"{said} (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def verdict_sentence(name: str, other: str, found: Difference) -> str:
+    """The verdict on a difference as a sentence, the same in every command and on every page.
+
+    Args:
+        name: what is judged, e.g. "trained".
+        other: what it is compared with, e.g. "base".
+        found: the score of `name` minus that of `other`.
+    """
+    n = _parts(found)[3]
+    size = f"{points(found)}, {n:,} prompt{'' if n == 1 else 's'}"
+    match conclude(found):
+        case Conclusion.BETTER | Conclusion.WORSE as way:
+            return f"{name} is {way} than {other}: {size}."
+        case Conclusion.TOO_FEW as way:
+            return f"{name} against {other}: {way}: {size}; a verdict takes at least {LEAST_FOR_A_VERDICT}."
+        case way:
+            return f"{name} against {other}: {way}: {size}."
+
+
+def _parts(found: Difference | None) -> tuple[float | None, float | None, float | None, int]:
+    """Value, low, high and n of a difference in any of its forms."""
+    if found is None:
+        return None, None, None, 0
+    held = found if isinstance(found, Mapping) else asdict(found)
+    value = held["mean"] if "mean" in held else held["value"]
+    for part in (value, held["low"], held["high"]):
+        if part is not None and not math.isfinite(part):
+            raise DataError(f"a difference holds {part}, finite numbers are wanted: {dict(held)}")
+    return value, held["low"], held["high"], held["n"]
 
 
 # Rows.
@@ -244,13 +363,14 @@ def text_of(row: Row) -> str:
 def tag_score(row: Row, tag: str) -> Score | None:
     """A row's score over only the criteria with a tag, as HealthBench scores an axis; None when it has none of them.
 
-    A length-penalised scoring takes its penalty off every tag's score.
+    The length term of HealthBench Professional is left out, as its authors leave it out of their scores by tag.
     """
     entries = [v for v in row["verdicts"] if tag in (v.get("tags") or ())]
     if not entries:
         return None
     rubric = Rubric(tuple(Criterion(v["criterion"], v["weight"]) for v in entries))
-    return score(rubric, [verdict_of(v) for v in entries], row["scoring"], text_of(row))
+    scoring = TAG_SCORINGS.get(row["scoring"], row["scoring"])
+    return score(rubric, [verdict_of(v) for v in entries], scoring, text_of(row))
 
 
 def criterion_tags(rows: Sequence[Row]) -> list[str]:

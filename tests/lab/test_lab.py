@@ -159,7 +159,7 @@ def test_with_seeds_the_interval_is_students_over_their_means():
         r.values["satisfaction"].mean() - q.values["satisfaction"].mean()
         for r, q in zip(runs[:3], runs[3:], strict=True)
     ]
-    half = 4.303 * np.std(means, ddof=1) / np.sqrt(3)
+    half = 4.30265 * np.std(means, ddof=1) / np.sqrt(3)
     assert found.mean == pytest.approx(np.mean(means))
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
     assert (found.n_seeds, found.n_prompts) == (3, 120)
@@ -198,6 +198,7 @@ def test_arms_are_compared_on_the_seeds_that_both_have():
 def test_verdicts_go_by_the_whole_interval(kind, low, high, verdict):
     claim = Claim("", "a", "b", kind=kind, margin=0.05)
     assert decide(claim, Spread((low + high) / 2, low, high, 5, 100)) == verdict
+    assert decide(claim, Spread((low + high) / 2, low, high, 1, 29)) == "too few prompts to say"
 
 
 # --- The command ----------------------------------------------------------------------------------------------------

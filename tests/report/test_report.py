@@ -183,20 +183,19 @@ def test_criteria_won_and_lost_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("base", "trained", "headline", "colour"),
     [
-        ([0.1, 0.2, 0.3, 0.2], [0.6, 0.7, 0.8, 0.9], "Training raised the score by 55.0 points", "up"),
-        ([0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.2], "Training lowered the score by 55.0 points", "down"),
-        ([0.1, 0.9, 0.1, 0.9], [0.9, 0.1, 0.9, 0.2], "No change is shown: the score moved by 2.5 points", "flat"),
+        ([0.1, 0.2, 0.3, 0.2], [0.6, 0.7, 0.8, 0.9], "trained is better than base: +55.0 points", "up"),
+        ([0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.2], "trained is worse than base: -55.0 points", "down"),
+        ([0.1, 0.9, 0.1, 0.9], [0.9, 0.1, 0.9, 0.2], "trained against base: no gain shown: +2.5 points", "flat"),
     ],
 )
 def test_the_headline_says_no_more_than_the_interval(tmp_path, base, trained, headline, colour):
-    folder = made(tmp_path / "r", arm_rows("base", base * 3), arm_rows("trained", trained * 3))
+    folder = made(tmp_path / "r", arm_rows("base", base * 8), arm_rows("trained", trained * 8))
     seen = page_of(folder)
     assert headline in seen.words
     assert any(tag == "p" and attrs.get("class") == f"big {colour}" for tag, attrs in seen.elements)
-    assert "12 prompts are few" in seen.words
     few = page_of(made(tmp_path / "few", arm_rows("base", base), arm_rows("trained", trained)))
     assert any(tag == "p" and attrs.get("class") == "big flat" for tag, attrs in few.elements)
-    assert "4 prompts are too few: the interval means next to nothing." in few.words
+    assert "trained against base: too few prompts to say" in few.words
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_the_headline_says_no_more_than_the_interval(tmp_path, base, trained, he
     ],
 )
 def test_controls_are_named(tmp_path, settings, sentence):
-    folder = made(tmp_path / "r", arm_rows("base", [0.1] * 5), arm_rows("trained", [0.9] * 5), settings=settings)
+    folder = made(tmp_path / "r", arm_rows("base", [0.1] * 30), arm_rows("trained", [0.9] * 30), settings=settings)
     assert sentence in page_of(folder).words
 
 
@@ -226,7 +225,7 @@ def test_a_supervised_control_has_its_own_cost_and_name(tmp_path):
 
 
 def test_a_rubric_worth_nothing_is_said_to_teach_nothing(tmp_path):
-    arms = [arm_rows(n, [0.5, 0.4, 0.6]) for n in ("base", "base+rubric", "trained")]
+    arms = [arm_rows(n, [0.5, 0.4, 0.6] * 10) for n in ("base", "base+rubric", "trained")]
     assert "the teacher had nothing to teach" in page_of(made(tmp_path / "r", *arms)).words
 
 
@@ -384,7 +383,7 @@ def test_a_run_killed_after_its_baselines_has_a_page(runs, tmp_path):
     (run.folder / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept) + '{"arm": "trai')
     seen = page_of(tmp_path / "rgsd")
     assert "there is a before, and no after" in seen.words
-    assert "the rubric in the prompt is worth" in seen.words
+    assert "base+rubric against base: too few prompts to say" in seen.words
     assert "There is no before and after to compare in this run." in seen.words
 
 
@@ -424,12 +423,12 @@ def test_an_evaluation_of_models_has_a_page(tmp_path):
     )
     found = read([str(folder)]).runs[0]
     assert found.kind == "eval"
-    assert "large raised the score by" in page_of(folder).words
+    assert "large against small: too few prompts to say" in page_of(folder).words
 
 
 def test_a_conditioning_gap_has_a_page_with_its_advice(tmp_path):
     settings = {"models": ["m"], "templates": ["cover"]}
-    arms = [arm_rows("base", [0.1] * 12), arm_rows("base+rubric (cover)", [0.7] * 12)]
+    arms = [arm_rows("base", [0.1] * 30), arm_rows("base+rubric (cover)", [0.7] * 30)]
     folder = made(tmp_path / "g", *arms, settings=settings)
     open_run(folder).write("results.json", {"advice": ["It can pay.", "To train: `rgsd train`"]})
     found = read([str(folder)]).runs[0]

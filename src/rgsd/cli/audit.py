@@ -11,7 +11,7 @@ Without ARM, all arms of the run. `length` needs no judge; `claims` and `overcla
 
 def main(argv: list[str]) -> int:
     """Audit the stored responses of runs."""
-    from rgsd.audits import AuditConfig, audit, show_audit
+    from rgsd.audits import AuditConfig, audit, check_audit, show_audit
     from rgsd.cli.train import parse_plain, quieten, split_names
     from rgsd.judges import JudgeConfig
 
@@ -23,5 +23,7 @@ def main(argv: list[str]) -> int:
         return 2
     quieten()
     judge, settings = parse_plain((JudgeConfig, AuditConfig), flags, "audit")
-    show_audit(audit(names, judge, settings))
+    found = audit(names, judge, settings)
+    show_audit(found)
+    check_audit(found, settings.min_coverage)
     return 0

@@ -37,6 +37,7 @@ def _check(argv: list[str]) -> int:
         parser.error("the judge is asked as --modes says: name the mode there, not as --judge_mode")
     from rgsd.agreement import check_file, show
     from rgsd.cli.train import parse_plain
+    from rgsd.errors import JudgeError
     from rgsd.judges import JudgeConfig
     from rgsd.runs import write_json
 
@@ -46,4 +47,6 @@ def _check(argv: list[str]) -> int:
     if args.output:
         write_json(args.output, table)
         print(f"Everything: {args.output}")
+    if table["failures"]:
+        raise JudgeError(f"the judge failed in mode {', '.join(table['failures'])}; what the other mode gave is above")
     return 0

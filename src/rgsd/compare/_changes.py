@@ -49,6 +49,7 @@ def difference(rows_a: Sequence[Row], rows_b: Sequence[Row], *, seed: int = 0) -
     moved = changes(rows_a, rows_b)
     return {
         "difference": None if found is None else asdict(found),
+        "conclusion": str(statistics.conclude(found)),
         "criteria": tally(moved, seed=seed),
         "criteria_by_tag": _tallied(moved, lambda c: c.tags, seed, least_prompts=1),
         "criteria_by_text": _tallied(moved, lambda c: ((c.text, c.is_pitfall),), seed, least_prompts=2),
@@ -192,7 +193,3 @@ def length(rows_a: Sequence[Row], rows_b: Sequence[Row], *, seed: int = 0) -> di
 
 def _inflation(pairs: Sequence[tuple[int, int]], seed: int) -> Estimate:
     return ratio([b for _, b in pairs], [a for a, _ in pairs], seed=seed)
-
-
-def is_beyond(found: Mapping[str, Any]) -> bool:
-    return found["low"] > 0 or found["high"] < 0

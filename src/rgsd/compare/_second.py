@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rgsd import datasets, statistics
-from rgsd.compare._changes import by_criterion, is_beyond
+from rgsd.compare._changes import by_criterion
 from rgsd.compare._runs import Contender, Row, choose_judge, judges_of_all, shared_prompts
 from rgsd.errors import ConfigError, DataError, JudgeError, RunError
 from rgsd.evaluate import judged_fields
@@ -81,8 +81,8 @@ def second_opinion(
                 "first": asdict(one),
                 "second": asdict(two),
                 "is_sign_kept": (one.mean > 0) == (two.mean > 0) and (one.mean < 0) == (two.mean < 0),
-                "is_beyond_first": is_beyond(asdict(one)),
-                "is_beyond_second": is_beyond(asdict(two)),
+                "conclusion_first": str(statistics.conclude(one)),
+                "conclusion_second": str(statistics.conclude(two)),
             }
         )
     return found | {

@@ -8,9 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rgsd.compare._changes import is_beyond
 from rgsd.progress import say
-from rgsd.statistics import words_of
+from rgsd.statistics import Conclusion, conclude, is_shown, points, verdict_sentence, words_of
 
 MOST_GROUPS = 8
 """Groups of criteria shown of each table; the JSON holds all."""
@@ -31,13 +30,7 @@ def _difference_sentences(one: Mapping[str, Any]) -> list[str]:
     a, b, found = one["against"], one["run"], one["difference"]
     if found is None:
         return [f"{b} and {a} share no prompt that was scored in both."]
-    size = f"{_points(found)}, {found['n']:,} prompts"
-    if found["low"] > 0:
-        said = [f"{b} is better than {a}: {size}; beyond the interval."]
-    elif found["high"] < 0:
-        said = [f"{b} is worse than {a}: {size}; beyond the interval."]
-    else:
-        said = [f"No difference between {b} and {a} is shown: {size}; within the interval."]
+    said = [verdict_sentence(b, a, found)]
     c = one["criteria"]
     said.append(
         f"  Criteria: {c['won']:,} won and {c['lost']:,} lost of {c['n']:,} (net {c['net']:+,}; sign test over "
@@ -71,18 +64,14 @@ def _length_sentences(one: Mapping[str, Any]) -> list[str]:
     at_equal = controlled["difference"]
     if at_equal["value"] is None:
         return [f"{start}. The difference at equal length is not known: {at_equal['note']}."]
-    end = f"At equal length the difference is {_points(_mean_of(at_equal))}"
+    end = f"At equal length the difference is {points(at_equal)}"
     if controlled["is_extrapolated"]:
         end += ", a line read beyond the data: all of them differ in length the same way"
-    if at_equal["low"] is None or not is_beyond(found):
+    if at_equal["low"] is None or not is_shown(found):
         return [f"{start}. {end}."]
-    if found["mean"] * at_equal["value"] <= 0 or at_equal["low"] <= 0 <= at_equal["high"]:
-        return [f"{start}. {end}: not beyond the interval, so length may account for the difference."]
+    if conclude(at_equal) is not conclude(found):
+        return [f"{start}. {end}: {conclude(at_equal)}, so length may account for the difference."]
     return [f"{start}. {end}: it stands without length."]
-
-
-def _mean_of(estimate: Mapping[str, Any]) -> dict[str, Any]:
-    return {"mean": estimate["value"], "low": estimate["low"], "high": estimate["high"]}
 
 
 def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
@@ -106,29 +95,16 @@ def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> li
         before = " > ".join(second["rankings"][table["judge"]])
         said.append(f"  The ranking does not survive it: {order}, where {table['judge']} has {before}.")
     for d in second["differences"]:
-        both = d["is_sign_kept"] and d["is_beyond_first"] and d["is_beyond_second"]
-        if both:
-            verdict = "beyond the interval under both judges"
-        elif d["is_beyond_first"] and d["is_beyond_second"]:
-            verdict = "each beyond its interval, in opposite directions"
-        elif d["is_beyond_first"]:
-            verdict = "beyond the interval under the first judge only"
-        elif d["is_beyond_second"]:
-            verdict = "beyond the interval under the second judge only"
+        first, other = conclude(d["first"]), conclude(d["second"])
+        if first is other:
+            verdict = first if first is Conclusion.TOO_FEW else f"{first} under both judges"
         else:
-            verdict = "within the interval under both"
+            verdict = f"{other} under it, {first} under {table['judge']}"
         said.append(
-            f"  {d['run']} minus {d['against']}: {_points(d['second'])} under it, {_points(d['first'])} under "
+            f"  {d['run']} against {d['against']}: {points(d['second'])} under it, {points(d['first'])} under "
             f"{table['judge']}: {verdict}."
         )
     return said
-
-
-def _points(found: Mapping[str, Any]) -> str:
-    points = f"{100 * found['mean']:+.1f} points"
-    if found["low"] is None:
-        return points
-    return f"{points} (95 % interval {100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
 
 
 def show(table: Mapping[str, Any]) -> None:

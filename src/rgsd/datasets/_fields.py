@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from rgsd.errors import DataError
-from rgsd.rubrics import Criterion, Example, Message, Rubric
+from rgsd.rubrics import WEIGHT_SIZES, Criterion, Example, Message, Rubric
 
 Row = Mapping[str, Any]
 """One row, as JSON, parquet or `datasets` gives it."""
@@ -170,7 +170,7 @@ def weight(item: Row, key: str, field: str, default: float | None = None) -> flo
     """A criterion's weight.
 
     Raises:
-        FieldError: when it is missing without a default, not a number, not finite or zero.
+        FieldError: when it is missing without a default, not a number, not finite, zero, or of an absurd size.
     """
     value = item.get(key)
     if value is None and default is not None:
@@ -184,6 +184,9 @@ def weight(item: Row, key: str, field: str, default: float | None = None) -> flo
         number = math.inf
     if not math.isfinite(number) or number == 0:
         raise refuse(field, value, wanted, "give the criterion a weight (negative for a pitfall), or remove it")
+    least, most = WEIGHT_SIZES
+    if not least <= abs(number) <= most:
+        raise refuse(field, value, f"{wanted}, {least:g} to {most:g} in size", "scale the weights of the rubric")
     return number
 
 

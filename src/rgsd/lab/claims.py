@@ -18,10 +18,7 @@ from rgsd.lab.running import BASE_ARMS, Job
 from rgsd.lab.world import Audit, World
 from rgsd.leaks import mentions_rubric
 from rgsd.runs import METRICS, SAMPLES, open_run
-from rgsd.statistics import interval, latest
-
-# Student's 97.5 % quantile by degrees of freedom; beyond the table the last is a little too wide.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+from rgsd.statistics import Conclusion, conclude, interval, latest, student_quantile
 
 MEASURES = {
     "satisfaction": "rubric satisfaction",
@@ -152,7 +149,7 @@ def _spread(by_seed: Sequence[np.ndarray]) -> Spread:
     if len(means) == 1:
         found = interval(by_seed[0].tolist(), n_resamples=2_000)
         return Spread(found.mean, found.low, found.high, 1, n_prompts)
-    half = T_975[min(len(means) - 1, len(T_975)) - 1] * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+    half = student_quantile(len(means) - 1) * float(np.std(means, ddof=1)) / math.sqrt(len(means))
     mean = float(np.mean(means))
     return Spread(mean, mean - half, mean + half, len(means), n_prompts)
 
@@ -229,18 +226,22 @@ class Finding:
 
 
 def decide(claim: Claim, found: Spread) -> str:
-    """reproduced, reversed, or not reproduced, by where the whole interval lies."""
-    low, high, margin = found.low, found.high, claim.margin
+    """reproduced, reversed, not reproduced, or too few prompts to say, by where the whole interval lies."""
+    difference = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n_prompts}
+    above = {"more": 0.0, "less": 0.0, "no less": -claim.margin, "same": -claim.margin}
+    if claim.kind not in above:
+        raise ValueError(f"unknown kind of claim {claim.kind!r}")
+    found_as = conclude(difference, above=above[claim.kind])
+    if found_as is Conclusion.TOO_FEW:
+        return str(found_as)
+    wanted, opposite = Conclusion.BETTER, Conclusion.WORSE
     if claim.kind == "less":
-        low, high = -high, -low
-    if claim.kind in ("more", "less"):
-        return "reproduced" if low > 0 else "reversed" if high < 0 else "not reproduced"
-    if claim.kind == "no less":
-        return "reproduced" if low > -margin else "reversed" if high < -margin else "not reproduced"
-    if claim.kind == "same":
-        inside = low > -margin and high < margin
-        return "reproduced" if inside else "reversed" if low > margin or high < -margin else "not reproduced"
-    raise ValueError(f"unknown kind of claim {claim.kind!r}")
+        wanted, opposite = opposite, wanted
+    if claim.kind == "same" and found_as is wanted:
+        # Above -margin; it must be below +margin, too.
+        found_as = conclude(difference, above=claim.margin)
+        wanted, opposite = opposite, wanted
+    return "reproduced" if found_as is wanted else "reversed" if found_as is opposite else "not reproduced"
 
 
 def findings(figures: Figures, claims: Sequence[Claim] = CLAIMS) -> list[Finding]:

@@ -19,15 +19,12 @@ from rgsd import compare, statistics
 from rgsd.errors import RGSDError, RunError
 from rgsd.leaks import mentions_rubric
 from rgsd.runs import METRICS, RESPONSES, RESULTS, ROLLOUTS, SAMPLES, Run, open_run
+from rgsd.statistics import Conclusion, conclude, points, verdict_sentence
 
 TOKEN_MAPS = "explanations.jsonl"
 """Token maps that `rgsd explain --keep` left in a run's folder."""
 MOST_GROUPS = 12
 """Groups of criteria shown, and recurring criteria; the won first, the lost last."""
-TOO_FEW_PROMPTS = 10
-"""Below so many prompts no colour says that a change is beyond its interval."""
-FEW_PROMPTS = 30
-"""Below so many prompts a bootstrap interval is itself uncertain, and the page says so."""
 DEFAULT_BATCH = 8
 """Of transformers: prompts a device and micro-batch where the recipe says nothing."""
 
@@ -432,46 +429,35 @@ def verdict(facts: RunFacts) -> list[str]:
     if after is None or after.gain is None or before is None:
         only = [a for a in facts.arms if a.score]
         if shown and shown.gain and facts.kind in (*TRAINING, "gap"):
-            said.append(f"Before training, the rubric in the prompt is worth {spoken(shown.gain)} to this model.")
+            said.append(verdict_sentence(shown.name, before.name if before else "the model alone", shown.gain))
         elif only:
             score = only[0].score or {}
             said.append(f"{only[0].name} scores {score['mean']:.3f} on {score['n']} prompts.")
         else:
             said.append("Nothing was scored, so there is no result to show.")
         return said
-    gain, name = after.gain, "Training" if after.name == "trained" and facts.kind in TRAINING else after.name
-    if gain["low"] > 0:
-        said.append(f"{name} raised the score by {spoken(gain)}, on {gain['n']} prompts.")
-    elif gain["high"] < 0:
-        said.append(f"{name} lowered the score by {spoken(_negated(gain))}, on {gain['n']} prompts.")
-    else:
-        said.append(
-            f"No change is shown: the score moved by {spoken(gain)} on {gain['n']} prompts, an interval around zero."
-        )
-    if shown and shown.gain and shown.gain["low"] > 0:
-        share = gain["mean"] / shown.gain["mean"]
-        said.append(
-            f"Showing the untrained model the rubric is worth {spoken(shown.gain)}: that is what there was to learn."
-        )
-        if gain["low"] > 0:
-            said[-1] += f" Shown nothing, {after.name} reaches {100 * share:.0f} % of it."
-    elif shown and shown.gain:
-        said.append(
-            f"Showing the untrained model the rubric is worth {spoken(shown.gain)}, no more than chance: the teacher "
-            "had nothing to teach."
-        )
+    gain = after.gain
+    said.append(verdict_sentence(after.name, before.name, gain))
+    if shown and shown.gain:
+        worth = f"The rubric in the prompt is worth {points(shown.gain)} to the untrained model"
+        match conclude(shown.gain):
+            case Conclusion.BETTER:
+                said.append(f"{worth}: that is what there was to learn.")
+                if conclude(gain) is Conclusion.BETTER:
+                    share = gain["mean"] / shown.gain["mean"]
+                    said[-1] += f" Without the rubric, {after.name} reaches {100 * share:.0f} % of it."
+            case Conclusion.TOO_FEW:
+                said.append(f"{worth}: {Conclusion.TOO_FEW}.")
+            case conclusion:
+                said.append(f"{worth} ({conclusion}): the teacher had nothing to teach.")
     said.extend(_doubts(facts, gain, after))
     return said
 
 
 def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
     said = []
-    if gain["n"] < TOO_FEW_PROMPTS:
-        said.append(f"{gain['n']} prompts are too few: the interval means next to nothing. Take this as a try-out.")
-    elif gain["n"] < FEW_PROMPTS:
-        said.append(f"{gain['n']} prompts are few: with other prompts the result may well differ.")
     enrichment = (facts.run.settings or {}).get("enrichment", "rubric")
-    if facts.kind == "rgsd" and enrichment == "rubric" and gain["low"] > 0:
+    if facts.kind == "rgsd" and enrichment == "rubric" and conclude(gain) is Conclusion.BETTER:
         said.append(
             "This run alone cannot say whether the right rubric mattered: the control with another prompt's rubric "
             "(`--enrichment mismatched`) does."
@@ -494,15 +480,6 @@ def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
 
 def _reward_judge(facts: RunFacts) -> str | None:
     return facts.judges[0] if facts.judges else None
-
-
-def spoken(found: Mapping[str, Any]) -> str:
-    """A difference of scores in points, with its interval: "22.8 points (95 % interval 16.4 to 28.7)"."""
-    return f"{100 * found['mean']:.1f} points (95 % interval {100 * found['low']:.1f} to {100 * found['high']:.1f})"
-
-
-def _negated(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {"mean": -found["mean"], "low": -found["high"], "high": -found["low"], "n": found["n"]}
 
 
 # --- Several runs ---------------------------------------------------------------------------------------------------

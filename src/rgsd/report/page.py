@@ -26,13 +26,11 @@ from rgsd.report import charts
 from rgsd.report.charts import Series, number
 from rgsd.report.facts import (
     MOST_GROUPS,
-    TOO_FEW_PROMPTS,
     TRAINING,
     Arm,
     Facts,
     RunFacts,
     cost_sentence,
-    spoken,
     verdict,
 )
 
@@ -149,7 +147,6 @@ def _environment() -> jinja2.Environment:
         "token": _token,
         "code": _code,
         "p": lambda v: NONE if v is None else "< 0.001" if v < 0.001 else f"{v:.3f}",
-        "spoken": spoken,
     }
     return made
 
@@ -310,9 +307,8 @@ def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool)
 
 def _direction(gain: Mapping[str, Any] | None) -> str:
     """Which way the interval points, where it rests on enough prompts to point at all."""
-    if gain is None or gain["n"] < TOO_FEW_PROMPTS or gain["low"] <= 0 <= gain["high"]:
-        return "flat"
-    return "up" if gain["low"] > 0 else "down"
+    directions = {statistics.Conclusion.BETTER: "up", statistics.Conclusion.WORSE: "down"}
+    return directions.get(statistics.conclude(gain), "flat")
 
 
 def _change_view(change: Mapping[str, Any]) -> dict[str, Any]:
