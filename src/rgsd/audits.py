@@ -25,8 +25,8 @@ from rgsd.judges.prompt import UnusableReply, object_schema, verdict_id, whole_o
 from rgsd.measure import examples_by_id
 from rgsd.progress import say
 from rgsd.runs import SAMPLES, open_run
-from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 from rgsd.statistics import Interval, interval, latest, ratio
+from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
 MAX_CLAIMS = 30
 """Claims of a response that are looked at, the first ones."""

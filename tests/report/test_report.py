@@ -439,7 +439,7 @@ def test_a_conditioning_gap_has_a_page_with_its_advice(tmp_path):
     assert "+60.0" in seen.words
     assert any(attrs.get("class") == "big up" for _, attrs in seen.elements)
     (folder / "results.json").write_text("[]")
-    assert "the rubric in the prompt is worth 60.0 points" in page_of(folder).words
+    assert "base+rubric (cover) is better than base: +60.0 points" in page_of(folder).words
 
 
 def test_a_step_taken_twice_after_a_resume_counts_once(runs, tmp_path):
