@@ -178,3 +178,23 @@ def test_the_leak_meter_knows_the_question_as_in_rgsd(examples):
     )
     assert mentions_rubric(answer)
     assert logged["leak_rate"] == 0.5
+
+
+def test_evaluation_between_steps_changes_no_weight(tokenizer, examples, tmp_path):
+    def run(folder, **overrides):
+        trainer = RubricGRPOTrainer(
+            tiny_model(tokenizer),
+            args=arguments(folder, per_device_eval_batch_size=6, **overrides),
+            reward_funcs=RubricReward(examples, ChecksJudge()),
+            train_dataset=Dataset.from_list(grpo_rows(examples)),
+            eval_dataset=Dataset.from_list(grpo_rows(examples[:2])),
+            processing_class=tokenizer,
+        )
+        trainer.reward_funcs = [lambda completions, **kwargs: [float(len(c[-1]["content"])) for c in completions]]
+        trainer.train()
+        return trainer
+
+    plain, evaluated = run(tmp_path / "a"), run(tmp_path / "b", eval_strategy="steps", eval_steps=1)
+    assert any("eval_loss" in h for h in evaluated.state.log_history)
+    for (name, a), (_, b) in zip(plain.model.named_parameters(), evaluated.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import random
+import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import stir_adapters, tiny_model
@@ -367,3 +370,69 @@ def test_evaluation_reports_the_divergence_on_held_out_prompts(tmp_path, tokeniz
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] > 0
     assert json.dumps(metrics)
+
+
+# --- Evaluation inside training
+
+
+def weights_of(trainer):
+    trainer.train()
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_evaluation_between_steps_changes_no_weight(tmp_path, tokenizer, examples):
+    """Rollouts and dropout draw from torch's random numbers; what evaluation draws must not be missing from them."""
+
+    class Drawing(RGSDTrainer):
+        def _rollouts(self, rows):  # some callback or dataset may well draw from these
+            self.drawn.append((random.random(), np.random.rand()))
+            return super()._rollouts(rows)
+
+    def run(folder, **kwargs):
+        trainer = Drawing(
+            tiny_model(tokenizer),
+            args=config(folder, max_steps=3, learning_rate=0.05, per_device_eval_batch_size=4, **kwargs),
+            train_dataset=examples,
+            eval_dataset=examples[:4],
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear"),
+        )
+        trainer.drawn = []
+        return weights_of(trainer), trainer
+
+    plain, without = run(tmp_path / "plain")
+    evaluated, trainer = run(tmp_path / "evaluated", eval_strategy="steps", eval_steps=1)
+    assert [h["step"] for h in trainer.state.log_history if "eval_loss" in h] == [1, 2, 3]
+    assert same(plain, evaluated)
+    assert set(without.drawn) <= set(trainer.drawn)
+
+
+def test_evaluations_time_is_not_the_next_steps(tmp_path, tokenizer, examples):
+    class Slow(Scripted):
+        def _generate_single_turn(self, *args):
+            if not self.model.training:
+                time.sleep(0.5)
+            return super()._generate_single_turn(*args)
+
+        def _run_teacher(self, rollouts, groups):
+            super()._run_teacher(rollouts, groups)
+            if not self.model.training:
+                self._seconds["teacher"] += 100.0
+
+    trainer = Slow(
+        tiny_model(tokenizer),
+        args=config(tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4),
+        train_dataset=examples,
+        eval_dataset=examples[:4],
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    steps = [h for h in trainer.state.log_history if "loss" in h]
+    assert len(steps) == 2
+    assert all(h["seconds/rollout"] < 0.5 for h in steps)
+    assert all(h["seconds/teacher"] < 100 for h in steps)
+    assert steps[1]["tokens_per_second"] > 0.05 * steps[0]["tokens_per_second"]

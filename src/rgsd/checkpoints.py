@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -31,6 +32,7 @@ try:
 except ImportError:  # no advisory locks on this system: keep to one process a run
     fcntl = None
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from peft import PeftModel
@@ -247,6 +249,15 @@ class Durable(_Base):
                 "Go on with --resume_from_checkpoint true"
             )
         return done
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers', without a trace in training: random numbers go on as if there had been no evaluation.
+
+        Every evaluation of a run draws the same numbers, so that two of them differ by the policy alone.
+        """
+        with _random_numbers_kept(self.accelerator.device):
+            set_seed(self.args.seed, device_specific=True)
+            return super().evaluate(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         # A run whose last step is in its checkpoint has none left; transformers would take another.
@@ -519,6 +530,22 @@ class _EpochOrder(Sampler):
 
     def __len__(self) -> int:
         return len(self._plain)
+
+
+@contextmanager
+def _random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Within it, draw at will: afterwards the generators of Python, numpy, torch and the device are as before."""
+    python, arrays, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    own = None if module is None else module.get_rng_state()  # of the current device, which is this process's
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(host)
+        if module is not None:
+            module.set_rng_state(own)
 
 
 # --- Small things -------------------------------------------------------------------------------------------------

@@ -413,6 +413,14 @@ class RGSDTrainer(Durable, DistillationTrainer):
         self._seconds["student_done"] = time.perf_counter()
         return loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # What an evaluation takes is no part of the next step's seconds and sums.
+        kept, self._seconds, self._sums = (self._seconds, self._sums), {}, {}
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._seconds, self._sums = kept
+
     def _add(self, **sums: Tensor | float) -> None:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
