@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rgsd.cli import main
 from rgsd.cli.train import parse
 from rgsd.errors import ConfigError
+from rgsd.models import load_model
 from rgsd.runs import open_run
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -263,3 +264,18 @@ def test_gap_scores_three_prompts_takes_the_divergence_and_advises(world, capsys
     assert found["divergence"]["n"] >= 1
     assert 0 < found["divergence"]["rubric"]["mean"] <= 0.6932
     assert 0 < found["divergence"]["clip_keeps"] <= 1
+
+
+@pytest.mark.parametrize("command", ["train", "grpo", "sft", "eval", "gap"])
+def test_a_base_with_a_nan_weight_is_refused_by_name_everywhere(world, capsys, command):
+    model = load_model(str(world / "model"))
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[1, 1] = float("nan")
+    model.save_pretrained(world / "model")
+    argv = {
+        "grpo": ["grpo", "--config", str(world / "grpo.yaml")],
+        "eval": ["eval", str(world / "model"), "--data", str(world / "data.jsonl"), "--output_dir", str(world / "e")],
+        "gap": ["gap", str(world / "model"), str(world / "data.jsonl"), "--output_dir", str(world / "g")],
+    }.get(command, [command, "--config", str(world / "recipe.yaml")])
+    assert main(argv) == 1
+    assert "model.layers.0.mlp.up_proj.weight" in capsys.readouterr().err

@@ -844,3 +844,17 @@ class transformers_serve:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error_that_names_model_and_weight(tokenizer, monkeypatch, fast, temperature):
+    """Greedy decoding takes NaN for the likeliest token, and an evaluation reported a score of 0."""
+    monkeypatch.setenv("RGSD_FAST", str(int(fast)))
+    broken = tiny_model(tokenizer)
+    with torch.no_grad():
+        broken.model.layers[1].self_attn.v_proj.weight[0, 0] = float("nan")
+    broken.config._name_or_path = "some/model"
+    generator = TransformersGenerator(broken, tokenizer, max_new_tokens=4, temperature=temperature)
+    with pytest.raises(ModelError, match=r"some/model.*layers\.1\.self_attn\.v_proj\.weight"):
+        generator.generate(PROMPTS)

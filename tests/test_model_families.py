@@ -1,5 +1,7 @@
 """Heads of other families are read as their own forward applies them; and Qwen3 with its real tokenizer trains."""
 
+import re
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -24,6 +26,7 @@ from transformers import (
 from rgsd.config import RGSDConfig
 from rgsd.divergence import DivergenceSpec, divergence
 from rgsd.dry_run import small, stand_in_tokenizer
+from rgsd.errors import ConfigError, ModelError
 from rgsd.trainer import RGSDTrainer, _head
 
 SMALL = {
@@ -172,3 +175,58 @@ def test_a_family_trains_and_its_loss_is_that_of_its_own_logits(name, lora, exam
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(total / count, rel=1e-3)
     assert total > 0
+
+
+# --- The check of the head, at construction
+
+
+class Scaled(LlamaForCausalLM):
+    """Scales its logits inside `forward`, where no setting says so."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * 0.02
+        return out
+
+
+def trained(kind, tmp_path, tokenizer, examples, peft_config=None, **kwargs):
+    torch.manual_seed(0)
+    made = kind(LlamaConfig(**{**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 512}, **kwargs))
+    args = RGSDConfig(
+        str(tmp_path), use_cpu=True, report_to="none", max_completion_length=8, gradient_checkpointing=False,
+        per_device_train_batch_size=4, gradient_accumulation_steps=1,
+    )  # fmt: skip
+    return RGSDTrainer(made, args=args, train_dataset=examples, processing_class=tokenizer, peft_config=peft_config)
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules="all-linear")])
+def test_a_model_that_scales_its_logits_in_forward_is_refused(peft_config, tmp_path, tokenizer, examples):
+    with pytest.raises(ModelError) as caught:
+        trained(Scaled, tmp_path, tokenizer, examples, peft_config)
+    own, ours = (float(n) for n in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", str(caught.value))[:2])
+    assert own == pytest.approx(0.02 * ours, rel=1e-2)
+    assert ours != 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])])
+def test_heads_that_are_the_models_own_pass(tied, peft_config, tmp_path, tokenizer, examples):
+    if not (tied and peft_config):
+        trained(LlamaForCausalLM, tmp_path, tokenizer, examples, peft_config, tie_word_embeddings=tied)
+
+
+def test_lora_on_the_head_is_refused(tmp_path, tokenizer, examples):
+    lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ConfigError, match="lm_head"):
+        trained(LlamaForCausalLM, tmp_path, tokenizer, examples, lora)
+
+
+def test_a_weight_that_is_not_finite_is_named_by_the_trainer(tmp_path, tokenizer, examples):
+    class Broken(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            with torch.no_grad():
+                self.model.layers[0].mlp.up_proj.weight[3, 2] = float("nan")
+
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj\.weight"):
+        trained(Broken, tmp_path, tokenizer, examples)

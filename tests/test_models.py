@@ -41,3 +41,13 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, tokenizer):
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path, tokenizer, value):
+    model = tiny_model(tokenizer, tied=False)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 5] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
+        load_model(str(tmp_path))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
+import os
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -24,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rgsd import adapters
 from rgsd.errors import ModelError, RunError
 from rgsd.runs import ADAPTER, MODEL, open_run
-from rgsd.sharding import gathered
+from rgsd.sharding import gathered, local
 
 EMBEDDED = "embedded"
 EMBEDDED_WARM = "embedded-warm"
@@ -89,11 +91,41 @@ def load_model(
         if isinstance(wanted := _dtype(dtype), torch.dtype):
             model = model.to(wanted)
     model.config._name_or_path = name
+    check_finite(model, name)
     return model
 
 
 def _dtype(name: str | None) -> torch.dtype | str:
     return "auto" if name == "auto" else getattr(torch, str(name))
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse a model with a parameter that holds NaN or an infinity: nothing that it says would mean anything.
+
+    Only the first process looks. All load the same file, and under FSDP the others hold no values yet.
+
+    Raises:
+        ModelError: naming the parameter.
+    """
+    parameter = None if os.environ.get("RANK", "0") != "0" else nonfinite_parameter(model)
+    if parameter is not None:
+        raise ModelError(
+            f"{name!r} is damaged: its parameter {parameter} holds NaN or infinite values. Restore or download the "
+            "weights again; if they were converted to float16, load them as bfloat16 or float32 (--dtype)"
+        )
+
+
+def nonfinite_parameter(model: torch.nn.Module) -> str | None:
+    """The name of the first parameter that is not finite throughout, or None. Reads each weight once."""
+    for name, parameter in model.named_parameters():
+        # An empty or `meta` parameter lies elsewhere (ZeRO-3, FSDP).
+        is_here = bool(parameter.numel()) and not parameter.is_meta
+        # Quantized weights are bytes, which have no NaN or which aminmax cannot read.
+        if is_here and parameter.is_floating_point() and parameter.element_size() > 1:
+            low, high = torch.aminmax(local(parameter.detach()))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return name
+    return None
 
 
 def _from_pretrained(kind: Any, name: str, source: str, options: dict[str, Any]) -> Any:
@@ -317,4 +349,6 @@ def _student(run: Path, dtype: str | None = None) -> tuple[Any, PreTrainedTokeni
             f"{settings['model_name_or_path']!r} is not the model that this run was trained from (fingerprint "
             f"{fingerprint(base)}, wanted {trained_on}): restore that revision, since the adapter fits no other"
         )
-    return PeftModel.from_pretrained(base, str(record.folder / ADAPTER)), tokenizer
+    trained: Any = PeftModel.from_pretrained(base, str(record.folder / ADAPTER))
+    check_finite(trained, str(run))
+    return trained, tokenizer

@@ -42,12 +42,20 @@ from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.fast import decoding
 from rgsd.fast.linears import frozen
 from rgsd.leaks import mentions_rubric
+from rgsd.models import check_finite
+from rgsd.progress import say
 from rgsd.sharding import whole
 from rgsd.teacher import Teacher
 from rgsd.thinking import prompt_opens_thinking, response_mask
 
 TEACHER_FILE = "teacher.safetensors"
 """The teacher's moving average, inside a checkpoint."""
+
+HEAD_TOLERANCE, HEAD_TOLERANCE_LOW = 1e-3, 0.04
+"""How far head(hidden states) may be from the model's own logits, as a share of the greatest: rounding in float32, and
+in half precision (a few times its epsilon)."""
+N_CHECKED_TOKENS = 16
+"""Tokens of the row on which this is checked."""
 
 N_NAMED = 5
 """How many examples an error names; it counts all of them."""
@@ -110,6 +118,11 @@ class RGSDTrainer(Durable, DistillationTrainer):
             args = RGSDConfig(output_dir=f"{str(name).rstrip('/').split('/')[-1]}-RGSD")
         if isinstance(processing_class, ProcessorMixin):
             raise ConfigError("RGSD trains on text: pass the processor's tokenizer as processing_class")
+        if "lm_head" in (getattr(peft_config, "target_modules", None) or ()):
+            raise ConfigError(
+                "target_modules name lm_head, but an adapter on the head would get no gradient: the loss reads the "
+                "head's own weight. Leave it out, or train the whole head with modules_to_save (lora_modules_to_save)"
+            )
         super().__init__(
             model=model,
             args=args,
@@ -124,6 +137,7 @@ class RGSDTrainer(Durable, DistillationTrainer):
         self._check_machine()
         self._check_prompts(self.train_dataset)
         self._check_prompts(self.eval_dataset)
+        self._check_head()
         self._spec = args.divergence_spec()
         student = self.accelerator.unwrap_model(self.model)
         self.teacher = Teacher(student, args.teacher_kind, args.ema_rate)
@@ -176,6 +190,48 @@ class RGSDTrainer(Durable, DistillationTrainer):
                         else f"raise {setting}, or leave these examples out"
                     )
                 )
+
+    def _check_head(self) -> None:
+        """Refuse a model whose logits are not what the loss makes of its hidden states: on one short row, by the first
+        process, where it has all weights and can run them."""
+        student = self.accelerator.unwrap_model(self.model)
+        is_elsewhere = any(p.is_meta or p.device.type != self.accelerator.device.type for p in student.parameters())
+        if self.args.process_index != 0:
+            return
+        if self._dist.is_zero3 or is_elsewhere:
+            say("The head is not checked against the model's own logits: this process does not hold the weights yet")
+            return
+        ids = self._tokenizer.encode("What helps with a cough?", add_special_tokens=False)[:N_CHECKED_TOKENS]
+        ids_BT = torch.tensor([ids or [self._tokenizer.eos_token_id]], device=self.accelerator.device)
+        every_BT = torch.ones_like(ids_BT)
+        batch = {"input_ids": ids_BT, "attention_mask": every_BT, "predicting_BT": every_BT.bool()}
+        was_training = student.training
+        student.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                raw_NV = student(input_ids=ids_BT, attention_mask=every_BT, use_cache=False).logits[0]
+                hidden_NH = self._hidden(student, batch)
+                head_NV = _head(student).logits(hidden_NH)
+        finally:
+            student.train(was_training)
+        own_NV = raw_NV.float()
+        if not bool(torch.isfinite(own_NV.amax(-1)).all()):
+            check_finite(student, self.model.config._name_or_path)
+            raise ModelError(
+                f"the logits of {self.model.config._name_or_path!r} are not finite, although its weights are: load it "
+                "in bfloat16 or float32"
+            )
+        tolerance = HEAD_TOLERANCE if raw_NV.dtype == head_NV.dtype == hidden_NH.dtype else HEAD_TOLERANCE_LOW
+        apart_NV = torch.where(own_NV == head_NV, 0.0, (own_NV - head_NV).abs())
+        if float(apart_NV.max()) > tolerance * float(own_NV.abs().max()):
+            worst = int(apart_NV.argmax())
+            network = student.get_base_model() if isinstance(student, PeftModel) else student
+            raise ModelError(
+                f"the model's own logit of a token is {float(own_NV.flatten()[worst]):.6g}, but its head gives "
+                f"{float(head_NV.flatten()[worst]):.6g} for the same hidden state: {type(network).__name__} does "
+                "more in its forward pass than apply the head (and the scale or soft cap that its config names), so "
+                "the loss would be another model's. RGSD does not support this architecture"
+            )
 
     def _room_for_prompt(self) -> int | None:
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

@@ -15,12 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rgsd.errors import ConfigError
+from rgsd.errors import ConfigError, ModelError
 
 BLOCK = 256
 """Words whose probabilities are summed first; the draw finds its block, then its word in it."""
 LIKELIEST = 512
 """Words that top-p looks at first. Rows whose likeliest words do not reach it are sorted whole."""
+
+
+class NonFiniteLogits(ModelError):
+    """A model gave NaN or +inf for a next token, or -inf for all of them: there is none to pick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,16 @@ def pick(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> Tensor:
         logits_BV: of the next words; -inf never comes.
         draws_B: uniform from 0 to 1, one a row, in float64. None for a greedy pick.
         how: the settings.
+
+    Raises:
+        NonFiniteLogits: for a row without a finite maximum.
     """
+    peak_B = check_logits(logits_BV)
     if how.is_greedy or draws_B is None:
         return logits_BV.argmax(-1)
     scores_BV = logits_BV.float()
     # From the maximum, so that a temperature near 0 does not overflow.
-    scores_BV = (scores_BV - scores_BV.amax(-1, keepdim=True)) / how.temperature
+    scores_BV = (scores_BV - peak_B[:, None]) / how.temperature
     draws_B = draws_B.to(scores_BV.device)
     vocabulary = scores_BV.size(-1)
     if 0 < how.top_k < vocabulary:
@@ -87,6 +95,18 @@ def pick(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> Tensor:
         at_R = _inverted(_nucleus(probs_RV, how), draws_B[short_B])
         picked_B[short_B] = words_RV.gather(1, at_R[:, None])[:, 0]
     return picked_B
+
+
+def check_logits(logits_BV: Tensor) -> Tensor:
+    """(B,) each row's greatest logit.
+
+    Raises:
+        NonFiniteLogits: when one of them is not finite.
+    """
+    peak_B = logits_BV.amax(-1)  # NaN if any logit of the row is
+    if not bool(torch.isfinite(peak_B).all()):
+        raise NonFiniteLogits("the model's logits are not finite: a weight is damaged, or a product overflowed")
+    return peak_B
 
 
 def _above_floor(probs_BV: Tensor, min_p: float) -> Tensor:

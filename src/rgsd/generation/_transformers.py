@@ -78,7 +78,8 @@ class TransformersGenerator:
     Raises:
         ConfigError: for a setting out of range.
         PromptTooLong: from `generate`, before anything is generated.
-        ModelError: from `generate`, when memory does not suffice for one prompt alone, or the template refuses one.
+        ModelError: from `generate`, when memory does not suffice for one prompt alone, the template refuses one, or the
+            model's logits are not finite.
     """
 
     def __init__(
@@ -117,12 +118,22 @@ class TransformersGenerator:
             if done is not None:
                 done(i, found[i])
 
+        from rgsd.fast.sampling import NonFiniteLogits
+        from rgsd.models import nonfinite_parameter
+
         seeds = [prompt_seed(self.seed, p) for p in prompts]
         was_training = self.model.training
         self.model.eval()
         try:
             if not self._decode(ids, seeds, keep):
                 self._in_batches(ids, seeds, keep, prompts)
+        except NonFiniteLogits as error:
+            parameter = nonfinite_parameter(self.model)
+            raise ModelError(
+                f"{self.name} gives logits that are not finite; "
+                + (f"its parameter {parameter} holds NaN or infinite values" if parameter else "its weights are finite")
+                + ". Restore the weights, or load the model as bfloat16 or float32 (--dtype)"
+            ) from error
         finally:
             self.model.train(was_training)
         return [found[i] for i in range(len(ids))]
@@ -194,7 +205,7 @@ class TransformersGenerator:
         input_ids_BT = torch.tensor([[pad] * (width - len(p)) + p for p in ids], device=self.model.device)
         mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in ids], device=self.model.device)
         # Sampling is done by the processor, which leaves one token to choose from.
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([_finite])  # pyright: ignore[reportArgumentType]
         if not self.sampling.is_greedy:
             draws_BT = torch.stack([self._draws(s) for s in seeds])
             processors.append(_SeededSampling(draws_BT, width, self.sampling))  # pyright: ignore
@@ -233,6 +244,14 @@ def _own_generation_config(model: Any, config: GenerationConfig) -> Iterator[Non
     finally:
         for m, was in zip(owners, kept, strict=True):
             m.generation_config = was
+
+
+def _finite(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor that lets no NaN pass: `argmax` would take it for the likeliest token."""
+    from rgsd.fast.sampling import check_logits
+
+    check_logits(scores)
+    return scores
 
 
 class _SeededSampling:
