@@ -12,7 +12,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "rgsd"
 # A module may import those to its left, never to its right.
 ORDER = [
     "errors",
+    "redaction",
     "settings",
+    "progress",
     "leaks",
     "rubrics",
     "thinking",
@@ -27,7 +29,6 @@ ORDER = [
     "teacher",
     "config",
     "runs",
-    "progress",
     "checkpoints",
     "launch",
     "costs",

@@ -46,7 +46,7 @@ def commands(page):
 FOUND = [(p, line, block) for p in PAGES for line, block in commands(p)]
 
 
-class Captured(Exception):
+class Captured(BaseException):
     """Carries a command's parser out of it, before anything is parsed."""
 
 

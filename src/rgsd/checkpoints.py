@@ -45,6 +45,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from rgsd import adapters
 from rgsd.errors import ConfigError, Interrupted, RunError, TrainingDiverged
 from rgsd.progress import say
+from rgsd.redaction import redact_known
 from rgsd.sharding import load_optimizer, load_weights, local, whole
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def append_together(path: Path, lines: str) -> None:
     with path.open("ab") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(lines.encode("utf-8", "surrogatepass"))
+        file.write(redact_known(lines).encode("utf-8", "surrogatepass"))
         file.flush()
 
 

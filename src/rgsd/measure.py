@@ -16,6 +16,7 @@ from rgsd.judges import Judge, JudgeConfig, build_judge
 from rgsd.pipeline import DataConfig, load_split, results
 from rgsd.progress import say
 from rgsd.prompts import ENRICHMENTS, PromptSettings, student_messages, teacher_messages, training_rows
+from rgsd.redaction import without_credentials
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import CONFIG, RECORD, RESULTS, Run, create_run, open_run
 from rgsd.settings import json_object, setting
@@ -274,6 +275,7 @@ def opened(
     flat: dict[str, Any] = {"models": list(names), **(more or {})}
     for part in (data, judge, settings):
         flat |= dataclasses.asdict(part)
+    flat = without_credentials(flat)  # as it is stored, so that it can be compared with what was
     folder = settings.output_dir or f"runs/{'gap' if more else 'eval'}-{Path(subject(names[0]).source).name}"
     is_there = (Path(folder) / RECORD).is_file() and not settings.overwrite
     if is_there:

@@ -12,6 +12,9 @@ import importlib.util
 import json
 import math
 import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -129,13 +132,32 @@ def nonfinite_parameter(model: torch.nn.Module) -> str | None:
 
 
 def _from_pretrained(kind: Any, name: str, source: str, options: dict[str, Any]) -> Any:
-    try:
+    with _readable(name):
         return kind.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError) as error:
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever a damaged or hostile model folder makes its parsers raise into a `ModelError`.
+
+    Not a list of types: tokenizers raise a bare Exception, transformers a KeyError or AttributeError for whatever a
+    JSON file lacks, safetensors and pickle their own.
+    """
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own text advises weights_only=False, which runs what the pickle says.
         raise ModelError(
-            f"cannot load {name!r}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}. Wanted: a "
-            f"hub id (owner/name) that this machine can reach, a folder with config.json and weights, a .gguf file, or "
-            f"{EMBEDDED!r}"
+            f"cannot load {name!r}: its weights are a pickle with more in it than tensors, which could run code. "
+            "Nothing of it was run. Take a version with .safetensors files"
+        ) from error
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), repr(error))
+        raise ModelError(
+            f"cannot load {name!r}: {type(error).__name__}: {first}. Wanted: a hub id (owner/name) that this machine "
+            f"can reach, a whole folder with config.json and weights, a .gguf file, or {EMBEDDED!r}"
         ) from error
 
 
@@ -349,6 +371,7 @@ def _student(run: Path, dtype: str | None = None) -> tuple[Any, PreTrainedTokeni
             f"{settings['model_name_or_path']!r} is not the model that this run was trained from (fingerprint "
             f"{fingerprint(base)}, wanted {trained_on}): restore that revision, since the adapter fits no other"
         )
-    trained: Any = PeftModel.from_pretrained(base, str(record.folder / ADAPTER))
+    with _readable(str(record.folder / ADAPTER)):
+        trained: Any = PeftModel.from_pretrained(base, str(record.folder / ADAPTER))
     check_finite(trained, str(run))
     return trained, tokenizer

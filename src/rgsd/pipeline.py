@@ -26,6 +26,7 @@ from rgsd.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_ro
 from rgsd.judges import Judge, JudgeConfig, build_judge
 from rgsd.progress import Steps, say
 from rgsd.prompts import PromptSettings, reference_request, student_messages, teacher_messages, training_rows
+from rgsd.redaction import without_credentials
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import ADAPTER, METRICS, MODEL, RECORD, RESULTS, ROLLOUTS, SPLIT, Run, create_run, open_run
 from rgsd.settings import setting
@@ -172,6 +173,9 @@ def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: S
         trust_remote_code=args.trust_remote_code,
         **(args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}),
     )
+    if isinstance(args.model_init_kwargs, dict):
+        # The model is here: a token among these would only travel on, into whatever the trainer reports to.
+        args.model_init_kwargs = without_credentials(args.model_init_kwargs)
     model_fingerprint = models.fingerprint(model) if main or is_partitioned(model) else ""
     if main:
         run.write(SPLIT, {"train": [e.id for e in train_set], "held_out": [e.id for e in held_out]})

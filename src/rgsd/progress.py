@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rgsd.redaction import redact
+
 SECONDS_BETWEEN_LINES = 10.0
 TREND = 32
 """Logged steps in the live view's small curves."""
@@ -47,7 +49,7 @@ NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
 def say(text: str) -> None:
     """One plain line, at once. Of several processes that a launcher started, the first speaks for all."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+        print(redact(text), flush=True)
 
 
 class Counter:

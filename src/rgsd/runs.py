@@ -37,6 +37,7 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
     fcntl = None
 
 from rgsd.errors import RunError
+from rgsd.redaction import redact_arguments, redact_known, without_credentials
 
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
@@ -71,7 +72,7 @@ class Run:
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         with (self.folder / name).open("ab+") as file:
             _cut_torn_line(file)
-            file.write(lines.encode("utf-8", "surrogatepass"))
+            file.write(redact_known(lines).encode("utf-8", "surrogatepass"))
             file.flush()
             os.fsync(file.fileno())
 
@@ -133,7 +134,7 @@ def create_run(
     try:
         path.mkdir(parents=True, exist_ok=True)
         hold(path)
-        _write(path / CONFIG, yaml.safe_dump(_plain(dict(settings)), sort_keys=True, allow_unicode=True))
+        _write(path / CONFIG, yaml.safe_dump(_plain(without_credentials(settings)), sort_keys=True, allow_unicode=True))
     except OSError as error:
         raise RunError(f"cannot write the run folder {path}: {error.strerror}. Choose another output_dir") from error
     run = Run(path, {}, dict(settings))
@@ -251,7 +252,7 @@ def _commit() -> dict[str, Any]:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return " ".join([Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])])
 
 
 def _now() -> str:
@@ -277,7 +278,8 @@ def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        Path(path).write_text(redact_known(text), "utf-8")
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror}): choose another --output") from error
 
@@ -285,5 +287,5 @@ def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
 def _write(path: Path, text: str) -> None:
     """Whole or not at all: a reader never meets half a file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
+    partial.write_text(redact_known(text), "utf-8")
     partial.replace(path)

@@ -108,15 +108,19 @@ def parse_plain(parts: tuple[type, ...], argv: list[str], command: str) -> tuple
     from trl import TrlParser
 
     from rgsd.errors import ConfigError
+    from rgsd.redaction import remember_settings
 
     if "--config" in argv and not Path(_value_of("--config", argv)).is_file():
         raise ConfigError(f"there is no recipe {_value_of('--config', argv)!r}: give the path of a .yaml file")
     try:
-        return TrlParser(parts, prog=f"rgsd {command}").parse_args_and_config(argv)  # pyright: ignore
+        parsed = TrlParser(parts, prog=f"rgsd {command}").parse_args_and_config(argv)  # pyright: ignore
     except ConfigError:
         raise
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"the recipe or its flags cannot be used: {error}") from error
+    for part in parsed:
+        remember_settings(vars(part))
+    return parsed
 
 
 def split_names(argv: list[str]) -> tuple[list[str], list[str]]:

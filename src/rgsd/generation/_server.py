@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rgsd.errors import ConfigError, ModelError, PromptTooLong, RGSDError
 from rgsd.generation._interface import Conversation, Done, Response, check_settings, described, prompt_seed
 from rgsd.progress import say
+from rgsd.redaction import redact, redact_known, remember, remember_settings
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class ServerGenerator:
         self.prompt_opens_thinking = prompt_opens_thinking
         self.key_env = api_key_env or DEFAULT_KEY_ENV
         self._key = _key(self.key_env, is_wanted=api_key_env is not None)
+        remember(self._key)
+        remember_settings([api_base, self.extra_body])
         self._base = _address(api_base)
         self.name = f"server:{model}"
 
@@ -234,7 +237,8 @@ class ServerGenerator:
             open_tag, close_tag = self.tags
             # Cut off before the answer began: the reasoning was never closed.
             text = f"{open_tag}{reasoning}" + ("" if is_truncated and not text else f"{close_tag}{text}")
-        return Response(text, n_tokens, is_truncated, is_opened)
+        # A server may echo the key; a judge, perhaps another provider's, reads this text next.
+        return Response(redact_known(text), n_tokens, is_truncated, is_opened)
 
     def _refused(self, status: int, detail: str, prompt: str, models: Sequence[str]) -> RGSDError:
         """What a refusal means and what to do."""
@@ -272,7 +276,8 @@ class ServerGenerator:
 
 
 def _squashed(text: str, most: int = 300) -> str:
-    text = " ".join(text.split())
+    """What a server said, on one line, without credentials, and cut only then: half a key would not be recognized."""
+    text = " ".join(redact(text).split())
     return text if len(text) <= most else text[:most] + " ..."
 
 
@@ -508,7 +513,7 @@ class _Errand:
         except TimeoutError as error:
             raise _Transient(f"no whole reply within {s.timeout:g} s") from error
         except httpx.TransportError as error:
-            raise _Transient(self._without_key(f"{type(error).__name__}: {error}")) from error
+            raise _Transient(redact(f"{type(error).__name__}: {error}")) from error
         if reply.status_code == 200:
             try:
                 data = json.loads(reply.content)
@@ -536,7 +541,4 @@ class _Errand:
                 text = f"{error['message']}" + (f" [{code}]" if code else "")
         except (ValueError, AttributeError):
             pass
-        return _squashed(self._without_key(text)) or "no reason given"
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self.settings._key, "***") if self.settings._key else text
+        return _squashed(text) or "no reason given"

@@ -32,6 +32,7 @@ from rgsd.judges.prompt import (
     unscored,
 )
 from rgsd.judges.settings import JudgeConfig
+from rgsd.redaction import redact, redact_known, remember, remember_settings, without_url_credentials
 from rgsd.rubrics import Example, Verdict
 
 FATAL_STATUS = {401: "the key was refused", 403: "access was denied", 404: "there is no such model or address"}
@@ -114,6 +115,8 @@ class LLMJudge:
 
     def __init__(self, config: JudgeConfig) -> None:
         self.config = config
+        remember(os.environ.get(self._key_variable()))
+        remember_settings(config.judge_api_base)
         self._autorubric, self._litellm = _libraries()
         self.model = config.judge
         if config.judge_api_base and not config.judge.startswith("openai/"):
@@ -369,13 +372,13 @@ class LLMJudge:
         choice = result.raw_response.choices[0]
         refusal = (getattr(choice.message, "provider_specific_fields", None) or {}).get("refusal")
         declined = bool(refusal) or choice.finish_reason == "content_filter"
-        text = result.content or refusal or ""
+        text = redact_known(result.content or refusal or "")
         return _Reply(text, spent, _finish_reason(choice), declined)
 
     def _explained(self, error: Exception) -> Exception:
         """The error as a fault worth another try, as the end of this request, or as the end of all."""
         status = getattr(error, "status_code", None)
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(redact(str(error)).split())[:300]  # cut last: half a key would not be recognized
         low = text.lower()
         if isinstance(error, TimeoutError) or type(error).__name__ == "Timeout":
             return _Transient("timeout", f"no reply within {self.config.judge_timeout:g} s, or the connection was cut")
@@ -489,8 +492,8 @@ class LLMJudge:
         system, user = asked.texts("")
         schema = asked.schema if c.judge_structured else None
         parts = [
-            PROMPT_VERSION, self.model, c.judge_api_base, system, user, schema, c.judge_temperature, c.judge_max_tokens,
-            c.judge_reasoning_effort, c.judge_sample,
+            PROMPT_VERSION, self.model, c.judge_api_base and without_url_credentials(c.judge_api_base), system, user,
+            schema, c.judge_temperature, c.judge_max_tokens, c.judge_reasoning_effort, c.judge_sample,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 

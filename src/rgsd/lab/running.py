@@ -30,6 +30,7 @@ from rgsd.lab.figures import MAX_NEW_TOKENS
 from rgsd.lab.grid import Arm, Task
 from rgsd.lab.world import World, write_jsonl
 from rgsd.progress import say
+from rgsd.redaction import redact
 from rgsd.runs import RECORD, Run, create_run, environment, open_run
 
 LAB = "lab.json"
@@ -221,8 +222,8 @@ def run_job(job: Job) -> str:
         try:
             rows = _train_and_measure(job)
         except Exception as error:
-            traceback.print_exc()
-            raise RunError(f"{type(error).__name__}: {str(error)[:300]} ({log})") from None
+            file.write(redact(traceback.format_exc()))
+            raise RunError(f"{type(error).__name__}: {redact(str(error))[:300]} ({log})") from None
     means = {arm: sum(r["score"] for r in found) / len(found) for arm, found in rows.items()}
     text = ", ".join(f"{arm} {mean:.3f}" for arm, mean in means.items())
     return f"{text} ({time.monotonic() - started:.0f} s)"

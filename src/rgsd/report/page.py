@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 
 from rgsd import statistics
 from rgsd.errors import RunError
+from rgsd.redaction import redact_known
 from rgsd.report import charts
 from rgsd.report.charts import Series, number
 from rgsd.report.facts import (
@@ -116,7 +117,7 @@ def write_page(path: str | Path, html: str, *, overwrite: bool = False) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A model may write half a surrogate pair, which no file in UTF-8 can hold.
-        partial.write_text(html, "utf-8", errors="replace")
+        partial.write_text(redact_known(html), "utf-8", errors="replace")
         partial.replace(target)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}. Choose another output") from error
