@@ -93,3 +93,51 @@ def test_settings_are_checked(tokenizer):
         Teacher(tiny_model(tokenizer), "ema", ema_rate=0.0)
     with pytest.raises(ConfigError, match="half precision"):
         Teacher(tiny_model(tokenizer).bfloat16(), "ema")
+
+
+def lora_products(model):
+    """B A of each adapted layer, times its scale."""
+    return {
+        name: module.get_delta_weight("default").detach().clone()
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight") and "default" in module.lora_A
+    }
+
+
+def test_ema_of_lora_is_the_product_of_the_averages(tokenizer):
+    """By design, and said so in `ema_rate`'s help: the average of the products would take a full matrix a layer."""
+    model = lora(tiny_model(tokenizer))
+    teacher = Teacher(model, "ema", ema_rate=0.5)
+    first = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    shift(model, 1.0)
+    student = lora_products(model)
+    teacher.update()
+    layer = next(n for n in student if n.endswith("q_proj"))
+    a, b = (first[f"{layer}.lora_{x}.default.weight"] for x in "AB")
+    scale = model.get_submodule(layer).scaling["default"]
+    with teacher.active():
+        of_teacher = lora_products(model)[layer]
+    torch.testing.assert_close(of_teacher, scale * (b + 0.5) @ (a + 0.5))
+    average_of_products = 0.5 * student[layer]  # the first product is zero
+    assert (of_teacher - average_of_products).abs().max() > 0.1  # a step this long tells them apart
+
+
+def test_at_training_rates_it_is_near_the_average_of_the_products(tokenizer):
+    model = lora(tiny_model(tokenizer))
+    teacher = Teacher(model, "ema", ema_rate=0.05)
+    exact = {n: torch.zeros_like(d) for n, d in lora_products(model).items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    for _ in range(60):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        teacher.update()
+        for name, delta in lora_products(model).items():
+            exact[name].lerp_(delta, 0.05)
+    student = lora_products(model)
+    with teacher.active():
+        factors = lora_products(model)
+    between = max(float((factors[n] - d).norm() / d.norm()) for n, d in exact.items())
+    behind = min(float((student[n] - d).norm() / d.norm()) for n, d in exact.items())
+    assert between < 0.02
+    assert behind > 10 * between  # what the average is for is larger than what is neglected
