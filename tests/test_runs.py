@@ -6,8 +6,19 @@ import sys
 import pytest
 import yaml
 
+from rgsd import runs
 from rgsd.errors import RunError
-from rgsd.runs import CONFIG, METRICS, RECORD, create_run, open_run
+from rgsd.runs import (
+    CONFIG,
+    LOCK,
+    METRICS,
+    RECORD,
+    RESULTS,
+    SAMPLES,
+    SET_ASIDE,
+    create_run,
+    open_run,
+)
 
 
 def test_a_run_records_what_it_was_made_of(tmp_path):
@@ -56,22 +67,178 @@ def test_opening_tells_what_is_missing(tmp_path):
         open_run(run.folder)
 
 
-def test_half_a_line_is_no_row_and_is_cut_off_before_the_next(tmp_path):
+def test_half_a_line_is_no_row_is_said_once_and_is_cut_off_before_the_next(tmp_path, capsys):
     run = create_run(tmp_path / "r", {})
-    run.append("samples.jsonl", [{"a": 1}, {"a": "two\u2028lines"}])
-    with (run.folder / "samples.jsonl").open("a") as file:
+    run.append("rows.jsonl", [{"a": 1}, {"a": "two\u2028lines"}])
+    with (run.folder / "rows.jsonl").open("a") as file:
         file.write('{"a": 3, "text": "cut of')
-    assert [r["a"] for r in run.read_lines("samples.jsonl")] == [1, "two\u2028lines"]
-    run.append("samples.jsonl", [{"a": 4}])
-    assert [r["a"] for r in run.read_lines("samples.jsonl")] == [1, "two\u2028lines", 4]
-    assert (run.folder / "samples.jsonl").read_text().count("\n") == 3
+    for _ in range(2):
+        assert [r["a"] for r in run.read_lines("rows.jsonl")] == [1, "two\u2028lines"]
+    assert capsys.readouterr().out.count("half written") == 1
+    run.append("rows.jsonl", [{"a": 4}])
+    assert [r["a"] for r in run.read_lines("rows.jsonl")] == [1, "two\u2028lines", 4]
+    assert (run.folder / "rows.jsonl").read_text().count("\n") == 3
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
+def test_a_whole_last_row_that_lacks_its_newline_is_kept(tmp_path):
     run = create_run(tmp_path / "r", {})
-    (run.folder / "samples.jsonl").write_text('{"a": 1}\nnot a row\n{"a": 2}\n')
-    with pytest.raises(RunError, match="line 2"):
-        run.read_lines("samples.jsonl")
+    (run.folder / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}')
+    assert [r["a"] for r in run.read_lines("rows.jsonl")] == [1, 2]
+    run.append("rows.jsonl", [{"a": 3}])
+    assert [r["a"] for r in run.read_lines("rows.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        ("rows.jsonl", b"not a row", "Expecting value"),
+        ("rows.jsonl", b"[1, 2]", "list in place of an object"),
+        ("rows.jsonl", b"", "Expecting value"),
+        ("rows.jsonl", b'{"a": "\xff"}', "utf-8"),
+        ("rows.jsonl", b"[" * 100_000, "recursion"),
+        (SAMPLES, b'{"arm": "base", "example_id": "e"}', "lacks scoring, score, verdicts"),
+    ],
+)
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_line_that_is_no_row_is_named_with_file_and_number(tmp_path, name, line, problem, is_last):
+    run = create_run(tmp_path / "r", {})
+    good = b'{"arm": "a", "example_id": "e", "scoring": "s", "score": 1, "verdicts": []}\n'
+    (run.folder / name).write_bytes(good + line + b"\n" + (b"" if is_last else good))
+    with pytest.raises(RunError, match=rf"{name}, line 2.*{problem}"):
+        run.read_lines(name)
+
+
+def test_rows_set_aside_are_kept_where_nothing_reads_them(tmp_path):
+    run = create_run(tmp_path / "r", {})
+    rows = [{"a": i, "text": "\ud83d"} for i in range(4)]
+    run.append("rows.jsonl", rows)
+    run.set_aside("rows.jsonl", [rows[1], rows[3]])
+    assert [r["a"] for r in run.read_lines("rows.jsonl")] == [0, 2]
+    assert [(r["file"], r["row"]["a"]) for r in run.read_lines(SET_ASIDE)] == [("rows.jsonl", 1), ("rows.jsonl", 3)]
+
+
+# Replacing a run.
+
+
+def finished(folder):
+    run = create_run(folder, {"seed": 1})
+    run.append(METRICS, [{"step": 1}])
+    run.note(status="finished")
+    runs._let_go(folder)
+    return folder
+
+
+def test_a_run_to_be_replaced_stays_until_the_new_one_has_a_result(tmp_path):
+    folder = finished(tmp_path / "run")
+    new = create_run(folder, {"seed": 2}, overwrite=True)
+    new.note(train_fingerprint="x")
+    assert open_run(folder).settings == {"seed": 1}  # its start has not passed its checks
+    assert new.read_lines(METRICS) == []
+    new.begin()
+    assert open_run(folder).settings == {"seed": 2}
+    assert open_run(folder).meta["train_fingerprint"] == "x"
+    assert open_run(tmp_path / "run.replaced").read_lines(METRICS) == [{"step": 1}]
+    new.append(SAMPLES, [{"arm": "base"}])
+    assert (tmp_path / "run.replaced").is_dir()
+    new.write(RESULTS, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_start_that_fails_brings_the_old_run_back(tmp_path, begun):
+    folder = finished(tmp_path / "run")
+    new = create_run(folder, {"seed": 2}, overwrite=True)
+    if begun:
+        new.begin()
+    new.discard()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert open_run(folder, finished=True).settings == {"seed": 1}
+    assert create_run(folder, {}, resume=True).read_lines(METRICS)  # and can be opened again
+
+
+def test_what_a_failed_start_had_written_is_kept_beside_the_old_run(tmp_path):
+    folder = finished(tmp_path / "run")
+    new = create_run(folder, {"seed": 2}, overwrite=True)
+    new.append(SAMPLES, [{"arm": "base"}])
+    new.discard()
+    assert open_run(folder, finished=True).settings == {"seed": 1}
+    assert (tmp_path / "run.failed" / SAMPLES).is_file()
+
+
+def killed(folder, *, inside):
+    """A process that replaces the run and is killed inside the named function of rgsd.runs."""
+    code = (
+        "import os\n"
+        "from rgsd import runs\n"
+        f"before = runs.{inside}\n"
+        f"def stop(*a, **k): os._exit(9)\n"
+        f"run = runs.create_run({str(folder)!r}, {{'seed': 2}}, overwrite=True)\n"
+        f"runs.{inside} = stop\n"
+        "run.begin()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+
+
+@pytest.mark.parametrize("inside", ["hold", "_write"])
+def test_a_replacement_killed_before_it_was_a_run_has_replaced_nothing(tmp_path, inside):
+    folder = finished(tmp_path / "run")
+    killed(folder, inside=inside)
+    assert not (folder / RECORD).is_file()
+    with pytest.raises(RunError, match=r"holds a run \(finished\)"):
+        create_run(folder, {})
+    assert open_run(folder, finished=True).settings == {"seed": 1}
+
+
+def test_a_replacement_killed_before_its_first_checkpoint_never_costs_the_old_run(tmp_path):
+    folder = finished(tmp_path / "run")
+    create_run(folder, {"seed": 2}, overwrite=True).begin()
+    runs._let_go(folder)  # killed
+    third = create_run(folder, {"seed": 3}, overwrite=True)
+    third.begin()
+    assert open_run(tmp_path / "run.replaced").settings == {"seed": 1}
+    third.discard()
+    assert open_run(folder, finished=True).settings == {"seed": 1}
+    # Gone on with instead, it replaces the old run with its first result.
+    create_run(folder, {"seed": 2}, overwrite=True).begin()
+    runs._let_go(folder)
+    create_run(folder, {"seed": 2}, resume=True).settle()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+# A first start that was killed.
+
+
+@pytest.mark.parametrize("left", [[LOCK], [LOCK, CONFIG], [LOCK, CONFIG, RECORD + ".partial"]])
+def test_a_first_start_killed_before_run_json_can_be_begun_again(tmp_path, left):
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).write_text("")
+    assert create_run(tmp_path / "run", {"seed": 1}).settings == {"seed": 1}
+    assert open_run(tmp_path / "run").settings == {"seed": 1}
+
+
+def test_a_config_yaml_without_a_runs_lock_is_somebodys_file(tmp_path):
+    (tmp_path / CONFIG).write_text("mine: true")
+    with pytest.raises(RunError, match="not a run's"):
+        create_run(tmp_path, {}, overwrite=True)
+    assert (tmp_path / CONFIG).read_text() == "mine: true"
+
+
+@pytest.mark.parametrize("name", [CONFIG, RECORD])
+def test_a_full_disk_at_the_first_start_is_said_and_leaves_nothing(tmp_path, monkeypatch, name):
+    write = runs._write
+
+    def full(path, text):
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_write", full)
+        with pytest.raises(RunError, match="No space left"):
+            create_run(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+    assert create_run(tmp_path / "run", {}).meta["status"] == "running"
 
 
 def test_two_processes_do_not_write_to_one_run(tmp_path):

@@ -8,10 +8,15 @@ RUN/
   responses.jsonl  every generated response of the evaluation, by arm
   rollouts.jsonl   GRPO: every rollout with its reward and verdicts
   samples.jsonl    one line a response of the evaluation, with its verdicts
+  set-aside.jsonl  rows of both that no longer count, because other weights, settings or prompts made them
+  references.jsonl responses that the base model wrote for the teacher to read (self_written_references)
   results.json     the table: rows with value, interval, n, seed and provenance
   explanations.jsonl  token maps that `rgsd explain --keep true` left, for the report
   adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
   checkpoint-N/    to resume from
+
+A run that replaces another (`--overwrite`) leaves it in place until its own start has passed every check, then moves it
+to RUN.replaced, and deletes it with its own first checkpoint or result. A start that fails before that brings it back.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -37,73 +42,198 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
     fcntl = None
 
 from rgsd.errors import RunError
+from rgsd.progress import say
 from rgsd.redaction import redact_arguments, redact_known, without_credentials
 
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
 RESPONSES, ROLLOUTS = "responses.jsonl", "rollouts.jsonl"
+SET_ASIDE, REFERENCES = "set-aside.jsonl", "references.jsonl"
 LOCK = ".lock"
 ADAPTER, MODEL = "adapter", "model"
 PACKAGES = ("rgsd", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 
 
+_PARTIAL = ".partial"
+_OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
+"""What a start leaves that was killed before it had written run.json."""
+_ROW_FIELDS = {
+    SAMPLES: ("arm", "example_id", "scoring", "score", "verdicts"),
+    RESPONSES: ("arm", "example_id", "text", "n_tokens", "is_truncated", "is_opened"),
+    REFERENCES: ("example_id", "text", "key"),
+}
+"""What every row of a file has; a row without it is refused when it is read, not where it is used."""
+
+
 @dataclass
 class Run:
-    """An open run folder. `meta` is run.json, `settings` is config.yaml."""
+    """An open run folder. `meta` is run.json, `settings` is config.yaml.
+
+    Args:
+        folder, meta, settings: as they are on the disk.
+        replaced: where the run lies that this one replaces, until this one has a checkpoint or a result.
+        waiting: files by name that are not written yet, because the run to be replaced is still in their place; None
+            once the run is in its place (`begin`).
+    """
 
     folder: Path
     meta: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    replaced: Path | None = None
+    waiting: dict[str, str] | None = None
+
+    def begin(self) -> None:
+        """Take the place of the run to be replaced, which moves aside; nothing where none is.
+
+        Raises:
+            RunError: when it cannot be moved; it is where it was then.
+        """
+        if self.waiting is None:
+            return
+        aside = _aside(self.folder)
+        try:
+            if not _is_run(aside):
+                self.folder.rename(aside)
+            else:  # what lies in the folder is itself a replacement, killed before its first checkpoint
+                _delete(self.folder)
+            _let_go(self.folder)
+            self.folder.mkdir()
+            hold(self.folder)
+            self.replaced = aside
+            for name, text in self.waiting.items():
+                _write(self.folder / name, text)
+        except OSError as error:
+            self._bring_back(aside)
+            raise RunError(
+                f"{self.folder} cannot be replaced: {error.strerror}. It is as it was; choose another output_dir"
+            ) from error
+        self.waiting = None
+
+    def settle(self) -> None:
+        """The run has its first checkpoint or result: delete the one that it replaced."""
+        if self.replaced is not None:
+            _delete(self.replaced)
+            self.replaced = None
+
+    def discard(self) -> None:
+        """Take back a start that failed: the run that was to be replaced comes back, and a folder without a row goes.
+        A failed start that has rows already is kept, beside the run that came back."""
+        if self.waiting is not None:
+            _let_go(self.folder)
+            self.waiting = None
+            return
+        if self.replaced is not None:
+            if self._has_rows():
+                kept = _unused(self.folder.with_name(self.folder.name + ".failed"))
+                _let_go(self.folder)
+                self.folder.rename(kept)
+                say(f"What the failed start wrote is in {kept}")
+            self._bring_back(self.replaced)
+            self.replaced = None
+            say(f"The run that {self.folder} held before is back in its place")
+        elif not self._has_rows() and not self.meta.get("resumed"):
+            _let_go(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _has_rows(self) -> bool:
+        return any((self.folder / name).exists() for name in (METRICS, SAMPLES, RESPONSES))
+
+    def _bring_back(self, aside: Path) -> None:
+        if not _is_run(aside):
+            return
+        _let_go(self.folder)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        aside.rename(self.folder)
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""
         self.meta |= facts
-        _write(self.folder / RECORD, json.dumps(self.meta, indent=2, default=str) + "\n")
-
-    def discard(self) -> None:
-        """Remove the folder of a run that never got as far as a response or a step."""
-        if not any((self.folder / name).exists() for name in (METRICS, SAMPLES)) and not self.meta.get("resumed"):
-            _let_go(self.folder)
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._put(RECORD, json.dumps(self.meta, indent=2, default=str) + "\n")
+        if self.meta.get("status") == "finished":
+            self.begin()
+            self.settle()
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to one of the .jsonl files, on the disk when this returns. Half a line that a killed process left
         at the end is cut off first."""
+        self.begin()
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         with (self.folder / name).open("ab+") as file:
-            _cut_torn_line(file)
+            _mend_last_line(file)
             file.write(redact_known(lines).encode("utf-8", "surrogatepass"))
             file.flush()
             os.fsync(file.fileno())
 
     def write(self, name: str, value: Any) -> None:
         """Write one of the .json files whole."""
-        _write(self.folder / name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        self._put(name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        if name == RESULTS:
+            self.begin()
+            self.settle()
+
+    def _put(self, name: str, text: str) -> None:
+        if self.waiting is not None:
+            self.waiting[name] = text
+        else:
+            _write(self.folder / name, text)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """The rows of one of the .jsonl files; none when it is not there. Half a line at its end, as a killed process
-        leaves it, is not a row.
+        leaves it, is not a row, and is said once.
 
         Raises:
-            RunError: for a broken line before the last.
+            RunError: for any other line that is no row, naming the file and the line.
+        """
+        return list(self.iterate_lines(name))
+
+    def iterate_lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """As `read_lines`, a row at a time.
+
+        Raises:
+            RunError: as `read_lines`, when the line is reached.
         """
         path = self.folder / name
-        if not path.is_file():
-            return []
-        rows = []
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            try:
-                rows.append(json.loads(line.decode("utf-8", "surrogatepass")))
-            except ValueError as error:
-                raise RunError(f"{path}, line {number} is not a row ({error}): remove that line, and go on") from error
-        return rows
+        if self.waiting is not None or not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                row = _row(line)
+                if isinstance(row, str) and not line.endswith(b"\n"):
+                    _say_torn(path, number)
+                    return
+                problem = row if isinstance(row, str) else _lacking(name, row)
+                if problem:
+                    raise RunError(
+                        f"{path}, line {number}: got {_clipped(line)}, which is no row of this file ({problem}); wanted "
+                        "one JSON object a line, as rgsd writes it. Remove that line, or restore the file"
+                    )
+                assert isinstance(row, dict)
+                yield row
+
+    def set_aside(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Move rows of one of the .jsonl files to set-aside.jsonl, where nothing reads them."""
+        gone = {json.dumps(row, sort_keys=True) for row in rows}
+        if not gone:
+            return
+        kept, moved = [], []
+        for row in self.read_lines(name):
+            (moved if json.dumps(row, sort_keys=True) in gone else kept).append(row)
+        # First written there, then removed here: a kill between the two leaves rows twice, never none.
+        self.append(SET_ASIDE, [{"file": name, "row": row} for row in moved])
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        partial = self.folder / (name + _PARTIAL)
+        partial.write_bytes(text.encode("utf-8", "surrogatepass"))
+        partial.replace(self.folder / name)
 
 
 def create_run(
     folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False
 ) -> Run:
     """Open a new run folder, or with `resume` an unfinished one.
+
+    With `overwrite`, a run that the folder holds stays where it is until the new one writes a row, a result, or is told
+    to `begin`; `discard` brings it back until the new one has a checkpoint or a result.
 
     Raises:
         RunError: when the folder holds a run and neither `overwrite` nor `resume` was given, when it holds something
@@ -112,34 +242,123 @@ def create_run(
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: output_dir must be a folder")
-    if (path / RECORD).is_file() and (resume or overwrite):
+    if _is_run(path) and (resume or overwrite):
         hold(path)
-    is_run = (path / RECORD).is_file()
-    if path.is_dir() and any(path.iterdir()) and not is_run:
-        raise RunError(f"{path} holds files that are not a run's: choose another output_dir")
-    if is_run and resume:
+    elif not _is_run(path):
+        _bring_back_replaced(path)
+    replaced = _aside(path) if _is_run(_aside(path)) else None
+    if _is_run(path) and resume:
         run = open_run(path)
-        run.settings = dict(settings)
+        run.settings, run.replaced = dict(settings), replaced
         run.note(status="running", resumed=[*run.meta.get("resumed", []), _now()])
         return run
-    if is_run and not overwrite:
+    if _is_run(path) and not overwrite:
         status = open_run(path).meta.get("status")
         raise RunError(
             f"{path} holds a run ({status}): choose another output_dir, "
             "or say --overwrite to replace it, or --resume_from_checkpoint to go on with it"
         )
-    if is_run:
-        _let_go(path)
-        shutil.rmtree(path)
+    run = Run(path, {}, dict(settings), replaced, waiting={})
+    config = yaml.safe_dump(_plain(without_credentials(settings)), sort_keys=True, allow_unicode=True)
+    run._put(CONFIG, config)
+    run.note(status="running", started=_now(), command=_command(), **environment())
+    if not _is_run(path):
+        _start(run)
+    return run
+
+
+def _start(run: Run) -> None:
+    """The folder of a run that replaces none."""
+    path = run.folder
+    was_there = path.is_dir()
+    if was_there and not _is_free(path):
+        raise RunError(f"{path} holds files that are not a run's: choose another output_dir")
     try:
         path.mkdir(parents=True, exist_ok=True)
         hold(path)
-        _write(path / CONFIG, yaml.safe_dump(_plain(without_credentials(settings)), sort_keys=True, allow_unicode=True))
+        for name, text in (run.waiting or {}).items():
+            _write(path / name, text)
     except OSError as error:
-        raise RunError(f"cannot write the run folder {path}: {error.strerror}. Choose another output_dir") from error
-    run = Run(path, {}, dict(settings))
-    run.note(status="running", started=_now(), command=_command(), **environment())
-    return run
+        _let_go(path)
+        if path.is_dir() and not was_there:
+            shutil.rmtree(path, ignore_errors=True)
+        raise RunError(
+            f"cannot write the run folder {path}: {error.strerror}. Make room, or choose another output_dir"
+        ) from error
+    run.waiting = None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RECORD).is_file()
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a start that was killed before it had written run.json."""
+    names = {p.name for p in path.iterdir()}
+    # A config.yaml without our lock is somebody's file.
+    return not names or (LOCK in names and names <= _OF_A_START)
+
+
+def _aside(path: Path) -> Path:
+    """Where a run lies that another one is replacing."""
+    return path.with_name(path.name + ".replaced")
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number where something lies there."""
+    found, number = path, 2
+    while found.exists():
+        found, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return found
+
+
+def _bring_back_replaced(path: Path) -> None:
+    """A replacement that was killed before it had its own run.json has replaced nothing."""
+    aside = _aside(path)
+    if not _is_run(aside) or (path.is_dir() and not _is_free(path)):
+        return
+    hold(aside)
+    if path.is_dir():
+        hold(path)
+        _let_go(path)
+        shutil.rmtree(path)
+    _let_go(aside)
+    aside.rename(path)
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder. Renamed first, so that what a kill leaves of it is never taken for a run."""
+    doomed = _unused(path.with_name(f".{path.name}.deleted"))
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _row(line: bytes) -> dict[str, Any] | str:
+    """A line's row, or why it is none."""
+    try:
+        row = json.loads(line.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return row if isinstance(row, dict) else f"{type(row).__name__} in place of an object"
+
+
+def _lacking(name: str, row: Mapping[str, Any]) -> str:
+    missing = [f for f in _ROW_FIELDS.get(name, ()) if f not in row]
+    return f"it lacks {', '.join(missing)}" if missing else ""
+
+
+def _clipped(line: bytes, most: int = 60) -> str:
+    text = line.decode("utf-8", "replace").strip()
+    return repr(text if len(text) <= most else text[:most] + " ...")
+
+
+_TOLD: set[tuple[Path, int]] = set()
+
+
+def _say_torn(path: Path, number: int) -> None:
+    if (path, number) not in _TOLD:
+        _TOLD.add((path, number))
+        say(f"{path}: line {number}, the last one, is half written, as a killed process leaves it: it is left out")
 
 
 def open_run(folder: str | Path, *, finished: bool = False) -> Run:
@@ -199,7 +418,8 @@ def _let_go(path: Path) -> None:
         file.close()
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
+def _mend_last_line(file: IO[bytes]) -> None:
+    """Put the position at the end, behind a whole line: half a one is cut off, a whole one gets the newline it lacks."""
     end = file.seek(0, os.SEEK_END)
     position = end
     while position > 0:
@@ -211,7 +431,12 @@ def _cut_torn_line(file: IO[bytes]) -> None:
             break
         position = start
     if position < end:
-        file.truncate(position)
+        file.seek(position)
+        is_whole = isinstance(_row(file.read()), dict)
+        if is_whole:
+            file.write(b"\n")
+        else:
+            file.truncate(position)
     file.seek(0, os.SEEK_END)
 
 
@@ -286,6 +511,6 @@ def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all: a reader never meets half a file."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + _PARTIAL)
     partial.write_text(redact_known(text), "utf-8")
     partial.replace(path)

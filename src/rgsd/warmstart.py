@@ -143,17 +143,22 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
     ):
         flat[key] = getattr(training, key)
     run = create_run(training.output_dir, flat, overwrite=settings.overwrite)
-    tokenizer = models.load_tokenizer(name, model_config.model_revision)
-    model = models.load_model(name, dtype=model_config.dtype, revision=model_config.model_revision)
-    run.note(model_fingerprint=models.fingerprint(model), pairs=len(rows))
-    trainer = SFTTrainer(
-        model,  # pyright: ignore[reportArgumentType]
-        args=training,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_config),
-    )
-    trainer.train()
+    try:
+        tokenizer = models.load_tokenizer(name, model_config.model_revision)
+        model = models.load_model(name, dtype=model_config.dtype, revision=model_config.model_revision)
+        run.note(model_fingerprint=models.fingerprint(model), pairs=len(rows))
+        trainer = SFTTrainer(
+            model,  # pyright: ignore[reportArgumentType]
+            args=training,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+        )
+        run.begin()
+        trainer.train()
+    except Exception:
+        run.discard()
+        raise
     folder = run.folder / (ADAPTER if model_config.use_peft else MODEL)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
