@@ -22,14 +22,14 @@ from rgsd import datasets as rubric_data
 from rgsd import evaluate, replay
 from rgsd.divergence import DivergenceSpec, divergence
 from rgsd.errors import ConfigError
-from rgsd.generation import Response, TransformersGenerator
+from rgsd.generation import TransformersGenerator
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.leaks import mentions_rubric
 from rgsd.measure import MeasureConfig, Subject, examples_for, load, opened, prompts_for
 from rgsd.pipeline import DataConfig
 from rgsd.progress import counting, say
 from rgsd.rubrics import Example, fingerprint
-from rgsd.runs import RESPONSES, RESULTS, Run
+from rgsd.runs import BASELINE, CONDITIONED, CONTROL, RESULTS, Run
 from rgsd.statistics import (
     LEAST_FOR_A_VERDICT,
     Conclusion,
@@ -87,7 +87,10 @@ def gap(
     if not is_judged:
         say("No scores: criteria without a programmatic check, and no LLM judge (--judge). The divergence needs none.")
     run = opened([name], data, judge_config, settings, asdict(gap_settings))
-    run.note(held_out_fingerprint=fingerprint(examples))
+    roles = {"base": BASELINE}
+    for template in gap_settings.templates:
+        roles |= {f"base+rubric ({template})": CONDITIONED, f"base+mismatched ({template})": CONTROL}
+    run.note(kind="gap", roles=roles, held_out_fingerprint=fingerprint(examples))
     model, tokenizer = load(one, settings)
     arms: dict[str, list[dict[str, Any]]] = {}
     templates: dict[str, dict[str, Any]] = {}
@@ -196,16 +199,7 @@ def _divergences(
         temperature=1.0, seed=settings.seed, think_open_tag=settings.think_open_tag,
         think_close_tag=settings.think_close_tag,
     )  # fmt: skip
-    label = "rollouts"
-    kept = evaluate.stored_responses(run, label)
-    missing = [e for e in examples if e.id not in kept]
-
-    def keep(i: int, response: Response) -> None:
-        kept[missing[i].id] = response
-        run.append(RESPONSES, [{"arm": label, "example_id": missing[i].id, **asdict(response)}])
-
-    if missing:
-        generator.generate(prompts_for("none", missing, settings), done=keep)
+    kept = evaluate.respond(run, "rollouts", examples, prompts_for("none", examples, settings), generator)
     shown = {kind: prompts_for(kind, examples, settings) for kind in ("none", "rubric", "mismatched")}
     spec = DivergenceSpec(beta=gap_settings.beta, clip="entry", clip_threshold=gap_settings.clip_threshold)
 

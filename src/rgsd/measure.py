@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,40 @@ from typing import Any
 from rgsd import datasets as rubric_data
 from rgsd import evaluate, models
 from rgsd.errors import ConfigError, RGSDError, RunError
-from rgsd.generation import Generator, ServerGenerator, TransformersGenerator, VllmGenerator
+from rgsd.generation import (
+    Conversation,
+    Done,
+    Generator,
+    Response,
+    ResponseKey,
+    ServerGenerator,
+    TransformersGenerator,
+    VllmGenerator,
+    response_keys,
+    tokenize,
+    transformers_settings,
+    vllm_settings,
+)
 from rgsd.judges import Judge, JudgeConfig, build_judge
 from rgsd.pipeline import DataConfig, load_split, results
 from rgsd.progress import say
-from rgsd.prompts import ENRICHMENTS, PromptSettings, student_messages, teacher_messages, training_rows
+from rgsd.prompts import ENRICHMENTS, SHOWS_REFERENCE, PromptSettings, student_messages, training_rows
 from rgsd.redaction import without_credentials
 from rgsd.rubrics import Example, fingerprint
-from rgsd.runs import CONFIG, RECORD, RESULTS, Run, create_run, open_run
+from rgsd.runs import (
+    ADAPTER,
+    BASELINE,
+    CANDIDATE,
+    CONFIG,
+    MODEL,
+    RECORD,
+    RESULTS,
+    TRAINED,
+    Run,
+    conditioned_role,
+    create_run,
+    open_run,
+)
 from rgsd.settings import json_object, setting
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
@@ -152,23 +178,25 @@ def evaluate_models(
     judge = build_judge(judge_config)
     _check_judge(examples, judge_config)
     run = opened(names, data, judge_config, settings)
-    run.note(held_out_fingerprint=fingerprint(examples), judge=judge.name)
+    roles = _roles(subjects, arms)
+    run.note(kind="eval", roles=roles, held_out_fingerprint=fingerprint(examples), judge=judge.name)
     measured: dict[str, list[dict[str, Any]]] = {}
     say(f"Measuring {', '.join(arms)} on {len(examples)} prompts, judge: {judge.name}")
     try:
         for source, members in _by_model(subjects, arms).items():
-            generator: Generator | None = None
+            generator = policy(source, settings)
             for one, arm in members:
-                prompts = prompts_for(one.enrichment, examples, settings)
-                have = evaluate.stored_responses(run, arm)
-                if any(e.id not in have for e in examples) and generator is None:
-                    generator = _generator(source, settings)
+                references = _references(one, examples, settings, run)
+                prompts = prompts_for(one.enrichment, examples, settings, references)
                 measured[arm] = evaluate.measure(
                     run, arm, examples, prompts, generator, judge,
                     think_tags=(settings.think_open_tag, settings.think_close_tag),
                 )  # fmt: skip
             del generator
     except (RGSDError, KeyboardInterrupt):
+        if run.waiting is not None or run.replaced is not None:
+            run.discard()
+            raise
         run.note(status="stopped")
         say(f"What was generated and judged is in {run.folder}; the same command goes on from there.")
         raise
@@ -189,6 +217,19 @@ def _arm_names(subjects: Sequence[Subject]) -> list[str]:
     ]
 
 
+def _roles(subjects: Sequence[Subject], arms: Sequence[str]) -> dict[str, str]:
+    """What each arm is beside the others. The first of several is what the others are compared with."""
+    roles = {}
+    for one, arm in zip(subjects, arms, strict=True):
+        if one.enrichment != "none":
+            roles[arm] = conditioned_role(one.enrichment)
+        elif one.is_run and not one.is_base:
+            roles[arm] = TRAINED
+        else:
+            roles[arm] = BASELINE if len(arms) == 1 else CANDIDATE
+    return roles | ({arms[0]: BASELINE} if len(arms) > 1 else {})
+
+
 def _by_model(subjects: Sequence[Subject], arms: Sequence[str]) -> dict[Subject, list[tuple[Subject, str]]]:
     """Arms of the same weights together, so that these are loaded once."""
     groups: dict[Subject, list[tuple[Subject, str]]] = {}
@@ -197,8 +238,13 @@ def _by_model(subjects: Sequence[Subject], arms: Sequence[str]) -> dict[Subject,
     return groups
 
 
-def prompts_for(enrichment: str, examples: Sequence[Example], settings: MeasureConfig) -> list[list[dict[str, str]]]:
-    """The conversations that a model shown this reads."""
+def prompts_for(
+    enrichment: str,
+    examples: Sequence[Example],
+    settings: MeasureConfig,
+    references: Mapping[str, str] | None = None,
+) -> list[list[dict[str, str]]]:
+    """The conversations that a model shown this reads. `references` take the place of the examples' own."""
     if enrichment == "none":
         return [student_messages(e) for e in examples]
     shown = PromptSettings(
@@ -207,9 +253,31 @@ def prompts_for(enrichment: str, examples: Sequence[Example], settings: MeasureC
         enrichment=enrichment,  # pyright: ignore[reportArgumentType]
         seed=settings.seed,
     )
-    if enrichment == "mismatched":
-        return [row["teacher_prompt"] for row in training_rows(examples, shown)]
-    return [teacher_messages(e, shown) for e in examples]
+    return [row["teacher_prompt"] for row in training_rows(examples, shown, references)]
+
+
+def _references(one: Subject, examples: Sequence[Example], settings: MeasureConfig, run: Run) -> dict[str, str] | None:
+    """Of a run that was trained with self-written references: those, and for other prompts new ones by its base. None
+    where the examples' own are shown, or none."""
+    if not one.is_run or one.enrichment not in SHOWS_REFERENCE:
+        return None
+    of_run = open_run(one.source)
+    recipe = of_run.settings
+    if not recipe.get("self_written_references"):
+        return None
+    tags = (recipe.get("think_open_tag") or OPEN_TAG, recipe.get("think_close_tag") or CLOSE_TAG)
+    as_trained = dataclasses.replace(
+        settings,
+        backend="transformers",
+        api_base=None,
+        max_new_tokens=recipe.get("max_completion_length") or 512,
+        chat_template_kwargs=recipe.get("chat_template_kwargs"),
+        temperature=0.0,
+        think_open_tag=tags[0],
+        think_close_tag=tags[1],
+    )
+    base = policy(Subject(one.source, is_base=True), as_trained)
+    return evaluate.references(run, examples, base, think_tags=tags, also=of_run)
 
 
 def _data_of(run: Run) -> DataConfig:
@@ -299,6 +367,69 @@ def _comparable(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | list) else value
 
 
+class _Deferred:
+    """A model that is loaded when a response is missing, not before: what is stored may suffice."""
+
+    def __init__(
+        self,
+        name: str,
+        keys: Callable[[Sequence[Conversation]], list[ResponseKey]],
+        build: Callable[[], Generator],
+        built: Generator | None = None,
+    ) -> None:
+        self.name, self._keys, self._build, self._built = name, keys, build, built
+
+    def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
+        """See `Generator.keys`."""
+        return self._keys(prompts)
+
+    def generate(self, prompts: Sequence[Conversation], done: Done | None = None) -> list[Response]:
+        """See `Generator.generate`."""
+        if self._built is None:
+            self._built = self._build()
+        return self._built.generate(prompts, done)
+
+
+def policy(one: Subject, settings: MeasureConfig) -> Generator:
+    """What answers for a subject, with keys that tell its weights from any others that its name may have stood for.
+
+    The weights are read to the last byte for that, not loaded; of a server no more is known than its address.
+    """
+    if settings.backend == "server":
+        return _generator(one, settings)
+    weights, built = _identity(one, settings), None
+    if weights is None:  # a hub model that is not on this machine yet: loading it brings it here
+        built = _generator(one, settings)
+        weights = _identity(one, settings) or f"hub:{one.source}@{settings.model_revision}"
+    if not one.is_run and weights.startswith("hub:"):
+        # What is loaded later must be what the keys say, whatever becomes of the branch meanwhile.
+        settings = dataclasses.replace(settings, model_revision=weights.rpartition("@")[2])
+    tags = (settings.think_open_tag, settings.think_close_tag)
+    common = (settings.max_new_tokens, settings.top_p, settings.seed, tags)
+    if settings.backend == "vllm":
+        of_settings = vllm_settings(*common, dtype=settings.dtype)
+    else:
+        attention = settings.attn_implementation
+        of_settings = transformers_settings(*common, dtype=settings.dtype, attention=attention)
+    tokenizer: list[Any] = []
+
+    def keys(prompts: Sequence[Conversation]) -> list[ResponseKey]:
+        if not tokenizer:
+            tokenizer.append(load_tokenizer(one, settings))
+        kwargs: Any = settings.chat_template_kwargs or {}
+        sent = tokenize(tokenizer[0], prompts, kwargs, one.source)
+        return response_keys(weights, of_settings, sent, settings.temperature)
+
+    return _Deferred(one.source, keys, lambda: _generator(one, settings), built)
+
+
+def _identity(one: Subject, settings: MeasureConfig) -> str | None:
+    """Which weights a subject has; None for a hub model that is not on this machine."""
+    if not one.is_run:
+        return models.identity(one.source, settings.model_revision)
+    return models.base_identity(Path(one.source)) if one.is_base else models.trained_identity(Path(one.source))
+
+
 def _generator(one: Subject, settings: MeasureConfig) -> Generator:
     common: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
@@ -329,6 +460,18 @@ def _generator(one: Subject, settings: MeasureConfig) -> Generator:
         return VllmGenerator(one.source, revision=settings.model_revision, dtype=settings.dtype, **common)
     model, tokenizer = load(one, settings)
     return TransformersGenerator(model, tokenizer, batch_size=settings.batch_size, **common)
+
+
+def load_tokenizer(one: Subject, settings: MeasureConfig) -> Any:
+    """The tokenizer of a subject."""
+    name, revision = one.source, settings.model_revision
+    if one.is_run:
+        run = open_run(name)
+        saved = next((run.folder / d for d in (ADAPTER, MODEL) if (run.folder / d).is_dir()), None)
+        if saved is not None and not one.is_base:
+            return models.load_tokenizer(str(saved))
+        name, revision = run.settings["model_name_or_path"], run.settings.get("model_revision") or "main"
+    return models.load_tokenizer(name, revision, settings.trust_remote_code)
 
 
 def load(one: Subject, settings: MeasureConfig) -> tuple[Any, Any]:

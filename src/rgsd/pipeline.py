@@ -21,14 +21,28 @@ from rgsd import datasets as rubric_data
 from rgsd.checkpoints import checkpoints, find, step_of, trim_lines
 from rgsd.config import RGSDConfig
 from rgsd.errors import ConfigError, RunError
-from rgsd.generation import TransformersGenerator, generate
+from rgsd.generation import TransformersGenerator
 from rgsd.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.judges import Judge, JudgeConfig, build_judge
 from rgsd.progress import Steps, say
-from rgsd.prompts import PromptSettings, reference_request, student_messages, teacher_messages, training_rows
+from rgsd.prompts import SHOWS_REFERENCE, PromptSettings, student_messages, training_rows
 from rgsd.redaction import without_credentials
 from rgsd.rubrics import Example, fingerprint
-from rgsd.runs import ADAPTER, METRICS, MODEL, RECORD, RESULTS, ROLLOUTS, SPLIT, Run, create_run, open_run
+from rgsd.runs import (
+    ADAPTER,
+    BASELINE,
+    METRICS,
+    MODEL,
+    RECORD,
+    RESULTS,
+    ROLLOUTS,
+    SPLIT,
+    TRAINED,
+    Run,
+    conditioned_role,
+    create_run,
+    open_run,
+)
 from rgsd.settings import setting
 from rgsd.sft import RubricSFTConfig, RubricSFTTrainer, sample_conditioned
 from rgsd.sharding import is_partitioned
@@ -118,27 +132,69 @@ def train(recipe: Recipe) -> Run:
     started = time.time()
     args, data = recipe.training, recipe.data
     train_set, held_out = load_split(data, recipe.evaluation)
-    settings = args.prompt_settings()
     run = _open(recipe)
     main = args.process_index == 0
     try:
         judge = build_judge(recipe.judge)
-        trainer = _trainer(recipe, run, train_set, held_out, judge)
-    except Exception:
+        measured = recipe.evaluation.evaluate and _judgeable(held_out, recipe.judge)
+        built = _build(recipe, run, train_set, held_out, judge, measured=measured)
+        if main:
+            run.begin()
+            (run.folder / RESULTS).unlink(missing_ok=True)  # of a resumed run: they were another policy's
+    except BaseException:
         if main:
             run.discard()
         raise
-    tokenizer = trainer.processing_class
+    try:
+        _train(recipe, run, built, train_set, held_out, judge, measured=measured)
+    except BaseException:
+        # Until the first checkpoint or result the run that was to be replaced is still there.
+        if main and run.replaced is not None:
+            run.discard()
+        raise
+    if main:
+        run.note(status="finished", seconds=round(time.time() - started, 1))
+    return run
 
-    measured = recipe.evaluation.evaluate and _judgeable(held_out, recipe.judge)
+
+@dataclass(frozen=True)
+class _Built:
+    """What a run is about to do its work with.
+
+    Args:
+        trainer: with its model and data.
+        base: the base model's identity.
+        references: self-written ones by example; None where the teacher is shown none of these.
+    """
+
+    trainer: Any
+    base: str
+    references: dict[str, str] | None
+
+
+def _train(
+    recipe: Recipe,
+    run: Run,
+    built: _Built,
+    train_set: Sequence[Example],
+    held_out: Sequence[Example],
+    judge: Judge,
+    *,
+    measured: bool,
+) -> None:
+    """Measure, train, save, measure again."""
+    args, trainer, settings = recipe.training, built.trainer, recipe.training.prompt_settings()
+    main, tokenizer = args.process_index == 0, trainer.processing_class
     arms: dict[str, list[dict[str, Any]]] = {}
     if measured and main:
         say(f"Before training, on {len(held_out)} held-out prompts")
         # A new adapter adds nothing: before its first step, the policy that GRPO and SFT train is the base.
         with trainer.teacher.active() if isinstance(trainer, RGSDTrainer) else nullcontext():
-            arms["base"] = _arm("base", trainer.model, tokenizer, held_out, recipe, run, judge)
+            arms["base"] = _arm("base", built.base, trainer.model, tokenizer, held_out, recipe, run, judge)
             shown = f"base+{settings.enrichment}"
-            arms[shown] = _arm(shown, trainer.model, tokenizer, held_out, recipe, run, judge, settings)
+            arms[shown] = _arm(
+                shown, built.base, trainer.model, tokenizer, held_out, recipe, run, judge, settings, built.references
+            )
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
     what = "responses" if isinstance(args, RubricSFTConfig) else "rollouts"
     say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} {what}")
@@ -147,17 +203,27 @@ def train(recipe: Recipe) -> Run:
     trainer.train(resume_from_checkpoint=_checkpoint(run, args))
     trained = _save(trainer, tokenizer, run)
     if not main:
-        return run
+        return
+    run.settle()
+    weights = models.trained_identity(run.folder, built.base)
     if measured:
         say("After training")
         trained = trained or models.load_trained(run.folder)[0]
-        arms["trained"] = _arm("trained", trained, tokenizer, held_out, recipe, run, judge)
+        arms["trained"] = _arm("trained", weights, trained, tokenizer, held_out, recipe, run, judge)
         run.write(RESULTS, results(arms, run, args.seed, judge=judge.name))
-    run.note(status="finished", seconds=round(time.time() - started, 1))
-    return run
+    else:
+        evaluate.set_aside_stale(run, "trained", {})
 
 
-def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: Sequence[Example], judge: Judge) -> Any:
+def _build(
+    recipe: Recipe,
+    run: Run,
+    train_set: Sequence[Example],
+    held_out: Sequence[Example],
+    judge: Judge,
+    *,
+    measured: bool,
+) -> _Built:
     """The trainer with its model and data, every check passed; the run's split and fingerprints noted."""
     args, main = recipe.training, recipe.training.process_index == 0
     settings = args.prompt_settings()
@@ -176,6 +242,7 @@ def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: S
     if isinstance(args.model_init_kwargs, dict):
         # The model is here: a token among these would only travel on, into whatever the trainer reports to.
         args.model_init_kwargs = without_credentials(args.model_init_kwargs)
+    base = _base_identity(recipe, model)
     model_fingerprint = models.fingerprint(model) if main or is_partitioned(model) else ""
     if main:
         run.write(SPLIT, {"train": [e.id for e in train_set], "held_out": [e.id for e in held_out]})
@@ -185,12 +252,18 @@ def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: S
             "model_fingerprint": model_fingerprint,
         }
         _check_same(run, **facts)
-        run.note(**facts, processes=args.world_size)
+        roles = {"base": BASELINE, "trained": TRAINED}
+        roles[f"base+{settings.enrichment}"] = conditioned_role(settings.enrichment)
+        run.note(**facts, base_identity=base, processes=args.world_size, kind=_kind(args), roles=roles)
     if recipe.evaluation.evaluate and held_out and is_partitioned(model):
         raise ConfigError(
             "under DeepSpeed ZeRO-3 no process has the whole model to evaluate: set --evaluate false, and measure the "
             "finished run with `rgsd eval`"
         )
+    references = None
+    if _needs_references(recipe):
+        wanted = [*train_set, *(held_out if measured else ())]
+        references = _self_written(model, tokenizer, wanted, recipe, run, base)
     common: dict[str, Any] = {
         "processing_class": tokenizer,
         "peft_config": get_peft_config(recipe.model),
@@ -199,13 +272,23 @@ def _trainer(recipe: Recipe, run: Run, train_set: Sequence[Example], held_out: S
     if isinstance(args, RubricGRPOConfig):
         trainer: Any = _grpo_trainer(recipe, run, model, tokenizer, train_set, judge, common)
     elif isinstance(args, RubricSFTConfig):
-        trainer = _sft_trainer(recipe, run, model, tokenizer, train_set, common)
+        trainer = _sft_trainer(recipe, run, model, tokenizer, train_set, references, common)
     else:
-        references = _self_written(model, tokenizer, train_set, recipe) if _needs_references(recipe) else None
         rows = Dataset.from_list(training_rows(train_set, settings, references))
         trainer = RGSDTrainer(model, args=args, train_dataset=rows, **common)
     _plain_progress(trainer)
-    return trainer
+    return _Built(trainer, base, references)
+
+
+def _kind(args: Any) -> str:
+    """How a run trains, for run.json."""
+    return "grpo" if isinstance(args, RubricGRPOConfig) else "sft" if isinstance(args, RubricSFTConfig) else "rgsd"
+
+
+def _base_identity(recipe: Recipe, model: Any) -> str:
+    """The identity of the base, whose model is loaded by now."""
+    name, revision = str(recipe.model.model_name_or_path), recipe.model.model_revision
+    return models.identity(name, revision) or f"fingerprint:{models.fingerprint(model)}"
 
 
 def _grpo_trainer(
@@ -229,7 +312,13 @@ def _grpo_trainer(
 
 
 def _sft_trainer(
-    recipe: Recipe, run: Run, model: Any, tokenizer: Any, train_set: Sequence[Example], common: dict[str, Any]
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    train_set: Sequence[Example],
+    references: dict[str, str] | None,
+    common: dict[str, Any],
 ) -> Any:
     args: Any = recipe.training
     started = time.time()
@@ -239,7 +328,7 @@ def _sft_trainer(
         train_set,
         args,
         batch_size=recipe.evaluation.eval_generation_batch_size,
-        references=_self_written(model, tokenizer, train_set, recipe) if _needs_references(recipe) else None,
+        references=references,
     )
     say(
         f"Conditioned responses: {found.n_sampled} sampled, {len(found.rows)} to learn "
@@ -324,29 +413,33 @@ def _check_same(run: Run, **fingerprints: str) -> None:
 
 
 def _needs_references(recipe: Recipe) -> bool:
-    assert not isinstance(recipe.training, RubricGRPOConfig)
-    wanted = recipe.training.enrichment in ("reference", "both")
+    enrichment = recipe.training.prompt_settings().enrichment
+    wanted = enrichment in SHOWS_REFERENCE
     if recipe.evaluation.self_written_references and not wanted:
         raise ConfigError(
-            f"self_written_references is set, but enrichment is {recipe.training.enrichment!r}, which shows none: "
+            f"self_written_references is set, but enrichment is {enrichment!r}, which shows none: "
             "use enrichment 'reference' or 'both', or unset it"
         )
     return wanted and recipe.evaluation.self_written_references
 
 
-def _self_written(model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe) -> dict[str, str]:
+def _self_written(
+    model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe, run: Run, weights: str
+) -> dict[str, str]:
     """References that the base model writes from the rubrics, before it is trained."""
-    responses = generate(
+    tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
+    generator = TransformersGenerator(
         model,
         tokenizer,
-        [reference_request(e) for e in examples],
         max_new_tokens=recipe.training.max_completion_length or 512,
         batch_size=recipe.evaluation.eval_generation_batch_size,
-        label="self-written references",
-        think_open_tag=recipe.training.think_open_tag,
-        think_close_tag=recipe.training.think_close_tag,
+        chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
+        think_open_tag=tags[0],
+        think_close_tag=tags[1],
+        weights=weights,
     )
-    return {e.id: r.text for e, r in zip(examples, responses, strict=True)}
+    main = recipe.training.process_index == 0
+    return evaluate.references(run, examples, generator, think_tags=tags, keep=main)
 
 
 def _judgeable(held_out: Sequence[Example], judge: JudgeConfig) -> bool:
@@ -371,6 +464,7 @@ def _check_judgeable(examples: Sequence[Example], judge: JudgeConfig) -> None:
 
 def _arm(
     arm: str,
+    weights: str,
     model: Any,
     tokenizer: Any,
     examples: Sequence[Example],
@@ -378,14 +472,13 @@ def _arm(
     run: Run,
     judge: Judge,
     settings: PromptSettings | None = None,
+    references: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate, judge and store one arm; with settings, the model is shown what the teacher is shown."""
-    if settings is None or settings.enrichment == "none":
+    if settings is None:
         prompts = [student_messages(e) for e in examples]
-    elif settings.enrichment == "mismatched":
-        prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
     else:
-        prompts = [teacher_messages(e, settings) for e in examples]
+        prompts = [row["teacher_prompt"] for row in training_rows(examples, settings, references)]
     tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
     generator = TransformersGenerator(
         model,
@@ -395,6 +488,7 @@ def _arm(
         chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
         think_open_tag=tags[0],
         think_close_tag=tags[1],
+        weights=weights,
     )
     return evaluate.measure(run, arm, examples, prompts, generator, judge, think_tags=tags)
 
@@ -433,8 +527,10 @@ def results(
         found = None if arm == baseline else statistics.paired_difference(arms[baseline], rows, seed=seed)
         if found is not None:
             differences[f"{arm} - {baseline}"] = dataclasses.asdict(found)
+    roles = run.roles
     return {
-        "arms": [statistics.summarise(rows, seed=seed) for rows in arms.values()],
+        "kind": run.meta.get("kind"),
+        "arms": [statistics.summarise(rows, seed=seed) | {"role": roles.get(arm)} for arm, rows in arms.items()],
         "differences": differences,
         "baseline": baseline,
         "met_by_tag": {arm: statistics.met_by_tag(rows) for arm, rows in arms.items()},
@@ -474,11 +570,14 @@ def show_results(table: dict[str, Any]) -> None:
         )
     Console(width=110).print(view)
     _show_parts(table)
-    gain = table["differences"].get("trained - base")
+    trained = next((a["arm"] for a in table["arms"] if a.get("role") == TRAINED), None)
+    gain = table["differences"].get(f"{trained} - {baseline}") if table.get("kind") in TRAINING_KINDS else None
     if gain is not None:
-        say(statistics.verdict_sentence("trained", "base", gain))
+        say(statistics.verdict_sentence(str(trained), baseline, gain))
 
 
+TRAINING_KINDS = ("rgsd", "grpo", "sft")
+"""Kinds of runs that train, in run.json."""
 MOST_PARTS = 16
 """Lines of the table of parts; all of them are in results.json."""
 
@@ -530,6 +629,9 @@ class _Log(TrainerCallback):
         done = max(1, state.global_step - self._first)
         left = (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
         self._steps.show(state.global_step, state.max_steps, logs, left)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._run.settle()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._steps.close()

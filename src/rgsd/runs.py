@@ -60,9 +60,20 @@ _OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
 _ROW_FIELDS = {
     SAMPLES: ("arm", "example_id", "scoring", "score", "verdicts"),
     RESPONSES: ("arm", "example_id", "text", "n_tokens", "is_truncated", "is_opened"),
-    REFERENCES: ("example_id", "text", "key"),
+    REFERENCES: ("example_id", "text", "n_tokens", "is_truncated", "is_opened", "key"),
 }
 """What every row of a file has; a row without it is refused when it is read, not where it is used."""
+
+
+BASELINE, CONDITIONED, TRAINED, CONTROL, CANDIDATE = "baseline", "conditioned", "trained", "control", "candidate"
+"""Roles of arms, as run.json holds them (`roles`: arm -> role): what the others are compared with; the same model that
+reads the rubric or a reference; the trained policy; a model that reads another prompt's rubric, or a "conditioned" one
+that is shown nothing; any other model of an evaluation."""
+
+
+def conditioned_role(enrichment: str) -> str:
+    """The role of a model that is shown this besides the prompt."""
+    return CONTROL if enrichment in ("mismatched", "none") else CONDITIONED
 
 
 @dataclass
@@ -81,6 +92,12 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     replaced: Path | None = None
     waiting: dict[str, str] | None = None
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The roles of the run's arms. Runs from before they were written have the arms of `rgsd train` by their
+        names, and no others."""
+        return self.meta.get("roles") or {"base": BASELINE, "base+rubric": CONDITIONED, "trained": TRAINED}
 
     def begin(self) -> None:
         """Take the place of the run to be replaced, which moves aside; nothing where none is.
@@ -136,7 +153,7 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _has_rows(self) -> bool:
-        return any((self.folder / name).exists() for name in (METRICS, SAMPLES, RESPONSES))
+        return any((self.folder / name).exists() for name in (METRICS, SAMPLES, RESPONSES, REFERENCES))
 
     def _bring_back(self, aside: Path) -> None:
         if not _is_run(aside):
@@ -205,8 +222,8 @@ class Run:
                 problem = row if isinstance(row, str) else _lacking(name, row)
                 if problem:
                     raise RunError(
-                        f"{path}, line {number}: got {_clipped(line)}, which is no row of this file ({problem}); wanted "
-                        "one JSON object a line, as rgsd writes it. Remove that line, or restore the file"
+                        f"{path}, line {number}: got {_clipped(line)}, which is no row of this file ({problem}); "
+                        "wanted one JSON object a line, as rgsd writes it. Remove that line, or restore the file"
                     )
                 assert isinstance(row, dict)
                 yield row
@@ -419,7 +436,7 @@ def _let_go(path: Path) -> None:
 
 
 def _mend_last_line(file: IO[bytes]) -> None:
-    """Put the position at the end, behind a whole line: half a one is cut off, a whole one gets the newline it lacks."""
+    """Put the position behind a whole line: half a one at the end is cut off, a whole one gets the newline it lacks."""
     end = file.seek(0, os.SEEK_END)
     position = end
     while position > 0:

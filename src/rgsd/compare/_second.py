@@ -162,7 +162,7 @@ def rejudge(
     with counting(f"{judge.name}: judgements", len(rows)) as counter:
 
         def keep(i: int, judgement: Judgement) -> None:
-            row = _judged_row(rows[i], tasks[i][0], judge.name, judgement)
+            row = _judged_row(rows[i], tasks[i][0], judge, judgement)
             found[i] = row
             if done is not None:
                 done(row)
@@ -185,7 +185,7 @@ def _example_of(row: Row, examples: Mapping[str, Example]) -> Example:
     return example
 
 
-def _judged_row(row: Row, example: Example, judge: str, judgement: Judgement) -> dict[str, Any]:
+def _judged_row(row: Row, example: Example, judge: Judge, judgement: Judgement) -> dict[str, Any]:
     return {**row, **judged_fields(example, statistics.text_of(row), judge, judgement)}
 
 

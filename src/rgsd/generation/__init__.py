@@ -9,20 +9,37 @@ sampling is seeded by the seed and the prompt together. So an evaluation that wa
 gets what it would have got; and the same prompt twice gets the same response twice (take another seed for another).
 """
 
-from rgsd.generation._interface import Conversation, Done, Generator, Response, decode, prompt_seed
+from rgsd.generation._interface import (
+    Conversation,
+    Done,
+    Generator,
+    Response,
+    ResponseKey,
+    decode,
+    digest,
+    prompt_seed,
+    response_keys,
+    tokenize,
+)
 from rgsd.generation._server import ServerGenerator
-from rgsd.generation._transformers import TransformersGenerator, generate
-from rgsd.generation._vllm import VllmGenerator
+from rgsd.generation._transformers import TransformersGenerator, generate, transformers_settings
+from rgsd.generation._vllm import VllmGenerator, vllm_settings
 
 __all__ = [
     "Conversation",
     "Done",
     "Generator",
     "Response",
+    "ResponseKey",
     "ServerGenerator",
     "TransformersGenerator",
     "VllmGenerator",
     "decode",
+    "digest",
     "generate",
     "prompt_seed",
+    "response_keys",
+    "tokenize",
+    "transformers_settings",
+    "vllm_settings",
 ]

@@ -35,6 +35,43 @@ class Response:
     is_opened: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseKey:
+    """What a response depends on, as digests: another one in any of them is another response.
+
+    Args:
+        weights: the model's identity (`rgsd.models.identity`), as far as it can be known.
+        settings: of generation.
+        prompt: as sent: token ids, or the messages where a server renders them.
+    """
+
+    weights: str
+    settings: str
+    prompt: str
+
+
+def response_keys(
+    weights: str, settings: Mapping[str, Any], sent: Sequence[Any], temperature: float | None = 0.0
+) -> list[ResponseKey]:
+    """One key a prompt.
+
+    Args:
+        weights: the model's identity.
+        settings: what the response depends on. Of greedy decoding seed and top-p are not.
+        sent: the prompts, token ids or messages.
+        temperature: 0 is greedy.
+    """
+    kept = {k: v for k, v in settings.items() if temperature != 0 or k not in ("seed", "top_p")}
+    of_settings = digest({**kept, "temperature": temperature})
+    return [ResponseKey(digest(weights), of_settings, digest(prompt)) for prompt in sent]
+
+
+def digest(value: Any) -> str:
+    """A digest of a JSON value, of 32 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
 class Generator(Protocol):
     """Something that answers conversations."""
 
@@ -52,6 +89,11 @@ class Generator(Protocol):
             RGSDError: when some prompt gets no response. Every response until then was passed to `done`, so that the
                 caller asks again for the missing ones alone.
         """
+        ...
+
+    def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
+        """What the response to each prompt depends on, before any is generated: a stored response of the same key is
+        the one that `generate` would give."""
         ...
 
 

@@ -15,7 +15,16 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong, RGSDError
-from rgsd.generation._interface import Conversation, Done, Response, check_settings, described, prompt_seed
+from rgsd.generation._interface import (
+    Conversation,
+    Done,
+    Response,
+    ResponseKey,
+    check_settings,
+    described,
+    prompt_seed,
+    response_keys,
+)
 from rgsd.progress import say
 from rgsd.redaction import redact, redact_known, remember, remember_settings
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG
@@ -179,6 +188,14 @@ class ServerGenerator:
         self._warn_of_unmarked_reasoning(list(found.values()))
         errand.raise_problem()
         return [found[i] for i in range(len(prompts))]
+
+    def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
+        """See `Generator.keys`. A server does not say which weights it serves: its address and the model's name stand
+        for them, so that other weights under the same name go unnoticed."""
+        body = {k: v for k, v in self._body([], {}).items() if k != "messages"}
+        settings = {**body, "backend": "server", "opens": self.prompt_opens_thinking, "tags": self.tags}
+        sent = [[[m["role"], m["content"]] for m in p] for p in prompts]
+        return response_keys(f"{self.name} at {self.address}", settings, sent, self.temperature)
 
     def _warn_of_unmarked_reasoning(self, responses: Sequence[Response]) -> None:
         """Say so when responses that were cut off may be reasoning that nothing marks as such."""

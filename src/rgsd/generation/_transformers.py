@@ -11,11 +11,13 @@ from rgsd.generation._interface import (
     Conversation,
     Done,
     Response,
+    ResponseKey,
     check_lengths,
     check_settings,
     decode,
     described,
     prompt_seed,
+    response_keys,
     tokenize,
 )
 from rgsd.progress import counting, say
@@ -56,6 +58,22 @@ def generate(
         return generator.generate(prompts, lambda i, response: counter.advance())
 
 
+def transformers_settings(
+    max_new_tokens: int, top_p: float, seed: int, tags: tuple[str, str], *, dtype: str, attention: str | None
+) -> dict[str, Any]:
+    """What a response of a model of transformers depends on besides weights and prompt. Not the batch's size, which in
+    float32 changes nothing."""
+    return {
+        "backend": "transformers",
+        "max_new_tokens": max_new_tokens,
+        "top_p": top_p,
+        "seed": seed,
+        "tags": tags,
+        "dtype": dtype.removeprefix("torch."),
+        "attention": attention,
+    }
+
+
 class TransformersGenerator:
     """A model of transformers in this process, in batches of prompts of about one length, padded on the left.
 
@@ -74,6 +92,7 @@ class TransformersGenerator:
         seed: of sampling.
         chat_template_kwargs: for the chat template, e.g. {"enable_thinking": False}.
         think_open_tag, think_close_tag: of reasoning; they stay in the text even where they are special tokens.
+        weights: identity of the model's weights, for `keys`. None: a digest of all of them, taken when it is asked for.
 
     Raises:
         ConfigError: for a setting out of range.
@@ -95,6 +114,7 @@ class TransformersGenerator:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         think_open_tag: str = OPEN_TAG,
         think_close_tag: str = CLOSE_TAG,
+        weights: str | None = None,
     ) -> None:
         from rgsd.fast.sampling import Sampling
 
@@ -104,6 +124,7 @@ class TransformersGenerator:
         self.sampling, self.seed = Sampling(temperature, top_p), seed
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.tags = (think_open_tag, think_close_tag)
+        self.weights = weights
         self.name = f"transformers:{getattr(model.config, '_name_or_path', '') or type(model).__name__}"
 
     def generate(self, prompts: Sequence[Conversation], done: Done | None = None) -> list[Response]:
@@ -137,6 +158,21 @@ class TransformersGenerator:
         finally:
             self.model.train(was_training)
         return [found[i] for i in range(len(ids))]
+
+    def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
+        """See `Generator.keys`."""
+        from rgsd.models import weights_digest
+
+        settings = transformers_settings(
+            self.max_new_tokens,
+            self.sampling.top_p,
+            self.seed,
+            self.tags,
+            dtype=str(self.model.dtype),
+            attention=getattr(self.model.config, "_attn_implementation", None),
+        )
+        sent = tokenize(self.tokenizer, prompts, self.chat_template_kwargs, self.name)
+        return response_keys(self.weights or weights_digest(self.model), settings, sent, self.sampling.temperature)
 
     def _decode(self, ids: Sequence[list[int]], seeds: Sequence[int], keep: Callable[[int, list[int]], None]) -> bool:
         """On a CPU, by the decode loop of `rgsd.fast`; whether that could be done."""

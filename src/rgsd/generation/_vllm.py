@@ -11,14 +11,37 @@ from rgsd.generation._interface import (
     Conversation,
     Done,
     Response,
+    ResponseKey,
     check_lengths,
     check_settings,
     decode,
     described,
     prompt_seed,
+    response_keys,
     tokenize,
 )
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG, prompt_opens_thinking
+
+
+def vllm_settings(
+    max_new_tokens: int,
+    top_p: float,
+    seed: int,
+    tags: tuple[str, str],
+    *,
+    dtype: str,
+    engine: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a response of vLLM depends on besides weights and prompt."""
+    return {
+        "backend": "vllm",
+        "max_new_tokens": max_new_tokens,
+        "top_p": top_p,
+        "seed": seed,
+        "tags": tags,
+        "dtype": dtype,
+        "engine": dict(engine or {}),
+    }
 
 
 class VllmGenerator:
@@ -36,6 +59,7 @@ class VllmGenerator:
             `TransformersGenerator`; sampling differs from its, word for word.
         batch_size: prompts given to vLLM at once, all of which it may have in flight.
         revision: of a hub model.
+        weights: identity of the model's weights, for `keys`. None: the name and revision.
         dtype: as vLLM names it; its "auto" turns float32 weights into half precision, so say float32 to keep them.
         engine: more arguments of vLLM's `LLM`, e.g. {"tensor_parallel_size": 2, "max_model_len": 16384}.
 
@@ -60,6 +84,7 @@ class VllmGenerator:
         revision: str | None = None,
         dtype: str = "auto",
         engine: Mapping[str, Any] | None = None,
+        weights: str | None = None,
     ) -> None:
         check_settings(max_new_tokens, temperature, top_p, batch_size)
         try:
@@ -87,6 +112,9 @@ class VllmGenerator:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.tags = (think_open_tag, think_close_tag)
         self.name = f"vllm:{model}"
+        self._weights = weights or f"{model}@{revision}"
+        self._dtype = dtype
+        self._more = dict(engine or {})
 
     def generate(self, prompts: Sequence[Conversation], done: Done | None = None) -> list[Response]:
         """See `Generator.generate`; `done` is called batch by batch."""
@@ -107,6 +135,14 @@ class VllmGenerator:
                 if done is not None:
                     done(i, found[i])
         return found
+
+    def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
+        """See `Generator.keys`."""
+        settings = vllm_settings(
+            self.max_new_tokens, self.top_p, self.seed, self.tags, dtype=self._dtype, engine=self._more
+        )
+        sent = tokenize(self._tokenizer, prompts, self.chat_template_kwargs, self.name)
+        return response_keys(self._weights, settings, sent, self.temperature)
 
     def _params(self, prompt: Conversation) -> Any:
         # Given outright, so that vLLM does not take its defaults from the checkpoint's generation_config.

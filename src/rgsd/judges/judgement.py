@@ -65,6 +65,8 @@ class Judge(Protocol):
     """Decides whether a response meets its criteria."""
 
     name: str
+    """In tables, and for keys of stored verdicts: verdicts of another name are not taken for its own. A judge may also
+    have `identity`, a JSON value of what else its verdicts depend on (its settings, the version of its prompt)."""
 
     def judge(self, example: Example, response: str) -> Judgement:
         """The judgement of one response."""

@@ -486,6 +486,15 @@ class LLMJudge:
     def _key_variable(self) -> str:
         return self.config.judge_api_key_env or "RGSD_JUDGE_API_KEY"
 
+    @property
+    def identity(self) -> list[Any]:
+        """What its verdicts depend on, besides what it reads: for keys of stored verdicts."""
+        c = self.config
+        return [
+            PROMPT_VERSION, self.model, c.judge_api_base, c.judge_mode, c.judge_strictness, c.judge_temperature,
+            c.judge_max_tokens, c.judge_reasoning_effort, c.judge_structured, c.judge_sample,
+        ]  # fmt: skip
+
     def _key(self, asked: Request | Question) -> str:
         """Everything that a reply depends on but the code."""
         c = self.config

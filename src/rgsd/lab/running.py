@@ -31,7 +31,7 @@ from rgsd.lab.grid import Arm, Task
 from rgsd.lab.world import World, write_jsonl
 from rgsd.progress import say
 from rgsd.redaction import redact
-from rgsd.runs import RECORD, Run, create_run, environment, open_run
+from rgsd.runs import BASELINE, RECORD, Run, conditioned_role, create_run, environment, open_run
 
 LAB = "lab.json"
 BASE = "base"
@@ -265,6 +265,11 @@ def _train_and_measure(job: Job) -> dict[str, list[dict[str, Any]]]:
         run = create_run(
             job.home, {"model_name_or_path": "nano", "data": str(job.data), "seed": job.seed}, overwrite=True
         )
+        roles = {
+            arm: BASELINE if enrichment == "none" else conditioned_role(enrichment)
+            for arm, enrichment in BASE_ARMS.items()
+        }
+        run.note(kind="eval", roles=roles)
         model, tokenizer = models.load_model("nano"), models.load_tokenizer("nano")
         shown = BASE_ARMS
     else:
