@@ -324,7 +324,7 @@ def test_runs_and_arms_are_named(world, tmp_path):
     with pytest.raises(RunError, match="no judged responses"):
         read_contenders([worse, write_run(tmp_path / "empty", [])])
     two = write_run(tmp_path / "two", [row_of(example(0), "x", arm=a) for a in ("m1", "m2")])
-    with pytest.raises(RunError, match="2 arms and none called 'trained'"):
+    with pytest.raises(RunError, match="2 arms, of which none is a trained policy"):
         read_contenders([worse, two])
     colon = write_run(tmp_path / "with:colon", [row_of(example(0), "x", arm="demo:trained")])
     assert read_contenders([worse, f"{colon}:demo:trained"])[1].arm == "demo:trained"

@@ -161,6 +161,12 @@ def references(
     return texts
 
 
+def stored_references(run: Run) -> dict[str, str]:
+    """The self-written references that a run holds, by example, without their reasoning."""
+    tags = (run.settings.get("think_open_tag") or OPEN_TAG, run.settings.get("think_close_tag") or CLOSE_TAG)
+    return {r["example_id"]: _judged_text(_response_of(r), tags).strip() for r in run.read_lines(REFERENCES)}
+
+
 def _response_of(row: Mapping[str, Any]) -> Response:
     return Response(row["text"], row["n_tokens"], row["is_truncated"], row["is_opened"])
 

@@ -28,10 +28,17 @@ from rgsd.generation import Response, TransformersGenerator
 from rgsd.measure import MeasureConfig, Subject, examples_by_id, load, subject
 from rgsd.pipeline import DataConfig
 from rgsd.progress import say
-from rgsd.prompts import PromptSettings, select_criteria, student_messages, teacher_messages, training_rows
+from rgsd.prompts import (
+    SHOWS_REFERENCE,
+    PromptSettings,
+    select_criteria,
+    student_messages,
+    teacher_messages,
+    training_rows,
+)
 from rgsd.report.facts import TOKEN_MAPS
 from rgsd.rubrics import Example
-from rgsd.runs import RECORD, SPLIT, Run, hold, open_run
+from rgsd.runs import BASELINE, RECORD, SPLIT, TRAINED, Run, hold, open_run
 from rgsd.settings import setting
 from rgsd.thinking import CLOSE_TAG, OPEN_TAG, Decoder, align, prompt_opens_thinking
 
@@ -250,7 +257,15 @@ def _teacher(
 ) -> list[dict[str, str]]:
     """The teacher's prompt; for the mismatched control another prompt's rubric, from the same side of the split."""
     if settings.enrichment != "mismatched":
-        return teacher_messages(example, settings)
+        reference = None
+        if run is not None and run.settings.get("self_written_references") and settings.enrichment in SHOWS_REFERENCE:
+            reference = evaluate.stored_references(run).get(example.id)
+            if reference is None:
+                raise DataError(
+                    f"the run in {run.folder} has no self-written reference for example {example.id!r}, and its "
+                    "teacher reads no other: explain one of the prompts that it was trained or measured on"
+                )
+        return teacher_messages(example, settings, reference=reference)
     side = next((ids for ids in _split(run).values() if example.id in ids), list(examples))
     members = list(rubric_data.deduplicate([examples[i] for i in side if i in examples]).examples)
     rows = training_rows(members, settings)
@@ -290,7 +305,7 @@ def _response(
             raise DataError(
                 f"the response {settings.response!r} cannot be read ({error}): a UTF-8 text is wanted"
             ) from error
-    arm = settings.arm or ("base" if one.is_base else "trained")
+    arm = settings.arm or (run and run.arm_of(BASELINE if one.is_base else TRAINED)) or ""
     stored = {} if run is None or settings.resample else evaluate.stored_responses(run, arm)
     if example.id in stored:
         return stored[example.id], f"the run's stored response of `{arm}`"

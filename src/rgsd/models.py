@@ -294,7 +294,7 @@ def combined(*parts: str) -> str:
 
 
 def digest_of_folder(folder: Path) -> str:
-    """A digest of the files of a folder that change what its model answers: weights, configurations, tokenizer, code."""
+    """A digest of the files of a folder that its model's answers depend on: weights, settings, tokenizer, code."""
     return _digest_of(
         [
             p

@@ -99,6 +99,11 @@ class Run:
         names, and no others."""
         return self.meta.get("roles") or {"base": BASELINE, "base+rubric": CONDITIONED, "trained": TRAINED}
 
+    def arm_of(self, role: str, among: Iterable[str] | None = None) -> str | None:
+        """The first arm with this role; of `among`, where these are given."""
+        there = None if among is None else set(among)
+        return next((a for a, r in self.roles.items() if r == role and (there is None or a in there)), None)
+
     def begin(self) -> None:
         """Take the place of the run to be replaced, which moves aside; nothing where none is.
 

@@ -96,7 +96,7 @@ def test_the_pages_numbers_are_the_runs(runs):
     table = json.loads((runs / "rgsd" / "results.json").read_text())
     found = read([str(runs / "rgsd")]).runs[0]
     assert [a.name for a in found.arms] == [a["arm"] for a in table["arms"]]
-    assert [a.role for a in found.arms] == ["baseline", "shown", "trained"]
+    assert [a.role for a in found.arms] == ["baseline", "conditioned", "trained"]
     for mine, theirs in zip(found.arms, table["arms"], strict=True):
         assert mine.score == theirs["score"]
         assert mine.gain == table["differences"].get(f"{mine.name} - base")
@@ -387,13 +387,49 @@ def test_a_run_killed_after_its_baselines_has_a_page(runs, tmp_path):
     assert "There is no before and after to compare in this run." in seen.words
 
 
-def test_a_broken_line_is_said_and_left_out(runs, tmp_path):
+@pytest.mark.parametrize("name", ["samples.jsonl", "metrics.jsonl", "rollouts.jsonl"])
+def test_a_broken_line_is_an_error_with_its_place_and_nothing_is_left_out(runs, tmp_path, capsys, name):
+    shutil.copytree(runs / "grpo", tmp_path / "grpo")
+    path = tmp_path / "grpo" / name
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(f"{first}\nnot json\n{rest}")
+    assert main(["report", str(tmp_path / "grpo"), "-o", str(tmp_path / "r.html")]) == 1
+    assert f"{name}, line 2: got 'not json'" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_half_written_last_line_costs_that_row_alone(runs, tmp_path, capsys):
     shutil.copytree(runs / "rgsd", tmp_path / "rgsd")
-    path = tmp_path / "rgsd" / "metrics.jsonl"
-    path.write_text("not json\n" + path.read_text())
-    seen = page_of(tmp_path / "rgsd")
-    assert "metrics.jsonl cannot be read, and is left out" in seen.words
-    assert "Rubric satisfaction" in seen.words  # the result is there all the same
+    with (tmp_path / "rgsd" / "samples.jsonl").open("a") as file:
+        file.write('{"arm": "trained", "exam')
+    whole, torn = (read([str(f / "rgsd")]).runs[0] for f in (runs, tmp_path))
+    assert [a.score for a in torn.arms] == [a.score for a in whole.arms]
+    assert "half written" in capsys.readouterr().out
+
+
+def test_roles_are_the_runs_own_whatever_the_arms_are_called(tmp_path):
+    folder = made(
+        tmp_path / "r",
+        arm_rows("untouched", [0.1] * 12),
+        arm_rows("trained", [0.2] * 12),
+        arm_rows("policy", [0.9] * 12),
+        roles={"policy": "trained", "trained": "control", "untouched": "baseline"},
+    )
+    found = read([str(folder)]).runs[0]
+    assert {a.name: a.role for a in found.arms} == {"untouched": "baseline", "trained": "control", "policy": "trained"}
+    assert (found.after.name, round(found.after.gain["mean"], 6)) == ("policy", 0.8)
+    assert found.change["difference"]["mean"] == pytest.approx(0.8)
+
+
+def test_a_run_with_a_trained_arm_alone_does_not_contradict_itself(tmp_path):
+    """As every arm of the laboratory is."""
+    folder = made(tmp_path / "r", arm_rows("trained", [0.7] * 12), roles={"base": "baseline", "trained": "trained"})
+    found = read([str(folder)]).runs[0]
+    assert [(a.role, a.gain) for a in found.arms] == [("trained", None)]
+    words = page_of(folder).words
+    assert "trained scores 0.700 on 12 prompts" in words
+    assert "The base has not been measured in this run" in words
+    assert "has not been measured: there is a before, and no after" not in words
 
 
 def test_unscored_responses_are_not_zero(tmp_path):
@@ -420,6 +456,8 @@ def test_an_evaluation_of_models_has_a_page(tmp_path):
         arm_rows("small", [0.1, 0.2, 0.3]),
         arm_rows("large", [0.8, 0.9, 0.9]),
         settings={"models": ["a"]},
+        kind="eval",
+        roles={"small": "baseline", "large": "candidate"},
     )
     found = read([str(folder)]).runs[0]
     assert found.kind == "eval"
@@ -429,11 +467,12 @@ def test_an_evaluation_of_models_has_a_page(tmp_path):
 def test_a_conditioning_gap_has_a_page_with_its_advice(tmp_path):
     settings = {"models": ["m"], "templates": ["cover"]}
     arms = [arm_rows("base", [0.1] * 30), arm_rows("base+rubric (cover)", [0.7] * 30)]
-    folder = made(tmp_path / "g", *arms, settings=settings)
+    roles = {"base": "baseline", "base+rubric (cover)": "conditioned"}
+    folder = made(tmp_path / "g", *arms, settings=settings, kind="gap", roles=roles)
     open_run(folder).write("results.json", {"advice": ["It can pay.", "To train: `rgsd train`"]})
     found = read([str(folder)]).runs[0]
     assert found.kind == "gap"
-    assert [a.role for a in found.arms] == ["baseline", "shown"]
+    assert [a.role for a in found.arms] == ["baseline", "conditioned"]
     seen = page_of(folder)
     assert "It can pay." in seen.words
     assert "+60.0" in seen.words

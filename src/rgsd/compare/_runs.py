@@ -11,11 +11,10 @@ from typing import Any
 
 from rgsd import statistics
 from rgsd.errors import RunError
-from rgsd.runs import RECORD, SAMPLES, Run, open_run
+from rgsd.runs import RECORD, SAMPLES, TRAINED, Run, open_run
 
 ENOUGH_SCORED = 0.95
 """Criteria that must be scored, as a share, for a comparison to pass without a warning."""
-DEFAULT_ARM = "trained"
 FINGERPRINTS = ("held_out_fingerprint", "train_fingerprint", "model_fingerprint")
 SETTINGS = ("data", "schema", "data_split", "model_name_or_path", "models", "seed", "judge", "judge_mode")
 Row = Mapping[str, Any]
@@ -57,7 +56,7 @@ def read_contenders(names: Sequence[str], arm: str | None = None) -> list[Conten
             raise RunError(
                 f"{folder} has no judged responses (no {SAMPLES}): measure it first, `rgsd eval {folder} --judge J`"
             )
-        chosen = _arm_of(str(folder), rows, wanted, arm)
+        chosen = _arm_of(run, rows, wanted, arm)
         by_judge: dict[str, Rows] = {}
         for row in rows:
             if row["arm"] == chosen:
@@ -79,13 +78,13 @@ def _split_name(name: str) -> tuple[Path, str | None]:
     return Path(name), None
 
 
-def _arm_of(folder: str, rows: Sequence[Row], wanted: str | None, default: str | None) -> str:
+def _arm_of(run: Run, rows: Sequence[Row], wanted: str | None, default: str | None) -> str:
+    """The arm that is named, else the run's trained policy, else its only arm."""
+    folder = run.folder
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    arm = wanted or default
-    if arm is None:
-        arm = arms[0] if len(arms) == 1 else DEFAULT_ARM
+    arm = wanted or default or run.arm_of(TRAINED, among=arms) or (arms[0] if len(arms) == 1 else None)
     if arm not in arms:
-        got = f"no arm {arm!r}" if wanted or default else f"{len(arms)} arms and none called {DEFAULT_ARM!r}"
+        got = f"no arm {arm!r}" if arm else f"{len(arms)} arms, of which none is a trained policy"
         raise RunError(f"{folder} has {got}, its arms are {', '.join(arms)}: name one, {folder}:{arms[0]}")
     return arm
 

@@ -1,7 +1,7 @@
 """Run folders -> the numbers and sentences of a report. Plain data: everything here can be written as JSON.
 
-Whatever a run lacks is a sentence in `RunFacts.problems`, never an error: an unfinished run has a report too. Only a
-folder that is no run is refused.
+Whatever a run lacks is a sentence in `RunFacts.problems`, never an error: an unfinished run has a report too. A folder
+that is no run is refused, and a file with a line that is no row: what is missing then, nobody knows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ import numpy as np
 from rgsd import compare, statistics
 from rgsd.errors import RGSDError, RunError
 from rgsd.leaks import mentions_rubric
-from rgsd.runs import METRICS, RESPONSES, RESULTS, ROLLOUTS, SAMPLES, Run, open_run
+from rgsd.runs import (
+    BASELINE,
+    CANDIDATE,
+    CONDITIONED,
+    METRICS,
+    RESPONSES,
+    RESULTS,
+    ROLLOUTS,
+    SAMPLES,
+    TRAINED,
+    Run,
+    open_run,
+)
 from rgsd.statistics import Conclusion, conclude, points, verdict_sentence
 
 TOKEN_MAPS = "explanations.jsonl"
@@ -43,7 +55,7 @@ class Arm:
         rows: its judged responses, one a prompt.
         score: mean, low, high, n; None when nothing was scored.
         gain: the same of the paired difference to the run's baseline; None for the baseline itself.
-        role: baseline, shown (the baseline that reads the rubric), trained, or other.
+        role: as the run says (`rgsd.runs`): baseline, conditioned, trained, control, candidate; or other.
         leaking: the prompts whose response speaks of a rubric.
         coverage: share of the criteria that were scored.
         tokens: mean, median and 95th percentile of the responses' lengths; None where they are unknown.
@@ -133,6 +145,11 @@ class RunFacts:
         """The first arm with this role."""
         return next((a for a in self.arms if a.role == role), None)
 
+    @property
+    def after(self) -> Arm | None:
+        """The arm that the run is about: the trained policy, or the last of the models that were measured."""
+        return self.role(TRAINED) or next((a for a in reversed(self.arms) if a.role == CANDIDATE), None)
+
 
 @dataclass(slots=True)
 class Facts:
@@ -172,34 +189,27 @@ def read(names: Sequence[str]) -> Facts:
 
 def _run(label: str, run: Run) -> RunFacts:
     settings, problems = run.settings or {}, []
-    rows = statistics.latest(_lines(run, SAMPLES, problems))
+    rows = statistics.latest(run.read_lines(SAMPLES))
     judges = list(dict.fromkeys(r.get("judge") or "unknown" for r in rows))
     judge = judges[0] if judges else None
     rows = [r for r in rows if (r.get("judge") or "unknown") == judge]
-    steps = _steps(_lines(run, METRICS, problems))
-    kind = _kind(settings, steps)
+    steps = _steps(run.read_lines(METRICS))
+    kind = run.meta.get("kind") or _kind(settings, steps)
     arms = _arms(label, run, rows)
     facts = RunFacts(label, run, kind, judge, judges, arms, steps, Cost(), None, [], problems)
     facts.cost = _cost(facts)
-    facts.maps = _maps(_lines(run, TOKEN_MAPS, problems))
+    facts.maps = _maps(run.read_lines(TOKEN_MAPS))
     if kind == "gap":
         facts.advice = [str(s) for s in _results(run).get("advice") or ()]
-    before, after = facts.role("baseline"), facts.role("trained")
+    before, after = facts.role(BASELINE), facts.after
     if before and after:
         facts.change = compare.difference(before.rows, after.rows, seed=_seed(settings))
     problems.extend(_missing(facts))
     return facts
 
 
-def _lines(run: Run, name: str, problems: list[str]) -> list[dict[str, Any]]:
-    try:
-        return run.read_lines(name)
-    except RunError as error:
-        problems.append(f"{name} cannot be read, and is left out: {error}")
-        return []
-
-
 def _kind(settings: Mapping[str, Any], steps: Sequence[Row]) -> str:
+    """The kind of a run from before runs said it themselves."""
     if "templates" in settings and "models" in settings:
         return "gap"
     if "models" in settings:
@@ -239,22 +249,13 @@ def _arms(label: str, run: Run, rows: Sequence[dict[str, Any]]) -> list[Arm]:
     names = list(by_name)
     if not names:
         return []
-    baseline = _baseline(run, names)
-    trained = "trained" if "trained" in by_name else next((n for n in reversed(names) if "+" not in n), None)
-    shown = next((n for n in names if n.startswith(f"{baseline}+")), None)
-    roles = {trained: "trained", shown: "shown", baseline: "baseline"}  # the last entry of a name counts
-    seed = _seed(run.settings or {})
-    return [
-        _arm(
-            label, name, by_name[name], by_name[baseline] if name != baseline else None, roles.get(name, "other"), seed
-        )
-        for name in names
-    ]
-
-
-def _baseline(run: Run, names: Sequence[str]) -> str:
-    named = _results(run).get("baseline")
-    return str(named) if named in names else "base" if "base" in names else names[0]
+    baseline = run.arm_of(BASELINE, among=names)
+    roles, seed = run.roles, _seed(run.settings or {})
+    found = []
+    for name in names:
+        against = by_name[baseline] if baseline is not None and name != baseline else None
+        found.append(_arm(label, name, by_name[name], against, roles.get(name, "other"), seed))
+    return found
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -312,7 +313,7 @@ def _cost(facts: RunFacts) -> Cost:
     # A line of the log stands for the steps since the line before: means over them, for counts and seconds alike.
     weights = [s["step"] - before for s, before in zip(steps, [0, *(s["step"] for s in steps[:-1])], strict=True)]
     cost.rollouts = cost.steps * per_step
-    judged = _judged_rollouts(run.folder / ROLLOUTS) if facts.kind == "grpo" else Usage()
+    judged = _judged_rollouts(run) if facts.kind == "grpo" else Usage()
     if judged.n and not run.meta.get("resumed"):
         cost.rollouts = judged.n
         per_step = round(judged.n / cost.steps)
@@ -354,22 +355,16 @@ class Usage:
     price: float | None = 0.0
 
 
-def _judged_rollouts(path: Path) -> Usage:
+def _judged_rollouts(run: Run) -> Usage:
     """All rollouts of a GRPO run, a line at a time: there can be a million."""
     found = Usage()
-    if not path.is_file():
-        return found
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                used = json.loads(line).get("usage") or {}
-            except ValueError:  # half a line at the end of a killed run
-                continue
-            found.n += 1
-            found.calls += used.get("calls") or 0
-            found.cached += used.get("cached") or 0
-            price = used.get("price")
-            found.price = None if found.price is None or price is None else found.price + price
+    for row in run.iterate_lines(ROLLOUTS):
+        used = row.get("usage") or {}
+        found.n += 1
+        found.calls += used.get("calls") or 0
+        found.cached += used.get("cached") or 0
+        price = used.get("price")
+        found.price = None if found.price is None or price is None else found.price + price
     return found
 
 
@@ -399,8 +394,10 @@ def _missing(facts: RunFacts) -> list[str]:
             if kept.is_file() and kept.stat().st_size
             else f"Nothing was measured in this run: `rgsd eval {run.folder}:base {run.folder}` measures it."
         )
-    elif facts.kind in TRAINING and not facts.role("trained"):
+    elif facts.kind in TRAINING and not facts.role(TRAINED):
         said.append("The trained policy has not been measured: there is a before, and no after.")
+    elif facts.kind in TRAINING and not facts.role(BASELINE):
+        said.append("The base has not been measured in this run: there is an after, and no before.")
     if facts.kind in TRAINING and not facts.steps:
         said.append("No training step was logged.")
     counts = {a.name: len(a.rows) for a in facts.arms}
@@ -424,10 +421,12 @@ def verdict(facts: RunFacts) -> list[str]:
     """What a run shows, in plain sentences; the first one is the headline."""
     if facts.advice:
         return list(facts.advice)
-    before, shown, after = (facts.role(r) for r in ("baseline", "shown", "trained"))
+    before, shown, after = facts.role(BASELINE), facts.role(CONDITIONED), facts.after
     said: list[str] = []
     if after is None or after.gain is None or before is None:
         only = [a for a in facts.arms if a.score]
+        if after in only:
+            only.insert(0, after)
         if shown and shown.gain and facts.kind in (*TRAINING, "gap"):
             said.append(verdict_sentence(shown.name, before.name if before else "the model alone", shown.gain))
         elif only:
@@ -486,10 +485,10 @@ def _reward_judge(facts: RunFacts) -> str | None:
 
 
 def _compared(runs: list[RunFacts]) -> Facts:
-    """The others against the first: each one's trained arm, or its only one."""
+    """The others against the first: each one's trained arm, or its baseline."""
     named = []
     for facts in runs:
-        arm = facts.role("trained") or facts.role("baseline")
+        arm = facts.after or facts.role(BASELINE)
         if arm is None:
             return Facts(runs, refusal=f"{facts.label} has no judged responses, so the runs cannot be compared.")
         named.append(f"{facts.run.folder}:{arm.name}")

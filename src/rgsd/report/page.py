@@ -34,10 +34,11 @@ from rgsd.report.facts import (
     cost_sentence,
     verdict,
 )
+from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED
 
 COLOURS = 8
 """Colours of the style sheet, c0 to c7."""
-ROLE_COLOURS = {"baseline": 0, "shown": 1, "trained": 2}
+ROLE_COLOURS = {BASELINE: 0, CONDITIONED: 1, TRAINED: 2}
 NONE = "\N{EN DASH}"
 OPEN_BOX = "\N{OPEN BOX}"
 PER_PAGE = 10
@@ -227,7 +228,7 @@ def _colours(facts: Facts) -> dict[tuple[str, str], int]:
         for arm in run.arms:
             if arm.role in ROLE_COLOURS:
                 found[(run.label, arm.name)] = ROLE_COLOURS[arm.role]
-                if arm.role == "trained" and len(facts.runs) > 1:
+                if arm.role == TRAINED and len(facts.runs) > 1:
                     found[(run.label, arm.name)] = _line_colour(i)
             else:
                 found[(run.label, arm.name)] = free[len(found) % len(free)]
@@ -239,9 +240,10 @@ def _line_colour(position: int) -> int:
 
 
 ROLE_WORDS = {
-    "baseline": "before training, the prompt alone",
-    "shown": "before training, with the rubric in the prompt: what there is to learn",
-    "trained": "after training, the prompt alone",
+    BASELINE: "before training, the prompt alone",
+    CONDITIONED: "before training, with the rubric or reference in the prompt: what there is to learn",
+    CONTROL: "before training, shown what the control's teacher is shown",
+    TRAINED: "after training, the prompt alone",
 }
 
 
@@ -262,7 +264,7 @@ def _results(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[dict[
                 "arm": a,
                 "colour": colours[(run.label, a.name)],
                 "words": ROLE_WORDS.get(a.role, "") if is_training else "what the others are compared with"
-                if a.role == "baseline" else "",
+                if a.role == BASELINE else "",
                 "chart": charts.interval_row(a.score, low, high, colours[(run.label, a.name)], zero=low < 0),
             }
             for a in run.arms
@@ -274,9 +276,9 @@ def _results(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[dict[
 def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool) -> dict[str, Any]:
     meta, settings = run.run.meta, run.run.settings or {}
     said = verdict(run)
-    before, after = run.role("baseline"), run.role("trained")
+    before, after = run.role(BASELINE), run.after
     # Of a conditioning gap, what the rubric in the prompt is worth is the result.
-    headline = run.role("shown") if run.kind == "gap" else after
+    headline = run.role(CONDITIONED) if run.kind == "gap" else after
     headline_gain = headline.gain if headline else None
     change = None
     if run.change and run.change["criteria"]["n"]:
@@ -440,7 +442,7 @@ def _payload(facts: Facts, arms: Sequence[Arm]) -> dict[str, Any]:
             entry["a"][k] = _response(arm, row, None if criteria == entry["c"] else criteria)
     many = len(facts.runs) > 1
     first = facts.runs[0]
-    before, after = first.role("baseline"), first.role("trained")
+    before, after = first.role(BASELINE), first.after
     position = {id(a): k for k, a in enumerate(arms)}
     left = position[id(before)] if before else 0
     right = position[id(after)] if after else min(1, max(0, len(arms) - 1))
