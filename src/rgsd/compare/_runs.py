@@ -83,7 +83,7 @@ def _arm_of(run: Run, rows: Sequence[Row], wanted: str | None, default: str | No
     folder = run.folder
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     arm = wanted or default or run.arm_of(TRAINED, among=arms) or (arms[0] if len(arms) == 1 else None)
-    if arm not in arms:
+    if arm is None or arm not in arms:
         got = f"no arm {arm!r}" if arm else f"{len(arms)} arms, of which none is a trained policy"
         raise RunError(f"{folder} has {got}, its arms are {', '.join(arms)}: name one, {folder}:{arms[0]}")
     return arm
