@@ -109,3 +109,112 @@ def test_a_budget_needs_a_price(tmp_path):
     )
     with pytest.raises(ConfigError, match="judge_price_input"):
         build_judge(config)
+
+
+def _lease(path, key, **changes):
+    """Let another holder have the claim: this process, with these differences."""
+    me = ReplyCache(path)._me
+    row = {**me._asdict(), "owner": "other", "until": time.time() + 3600, **changes}
+    names = ("owner", "machine", "pid", "started", "until")
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", (key, *(row[n] for n in names)))
+
+
+def test_a_pid_that_is_used_again_does_not_keep_a_claim(tmp_path):
+    # A container restarted: the same host, and pid 1 again, but another process.
+    path = tmp_path / "c.sqlite"
+    cache = ReplyCache(path)
+    _lease(path, "k")
+    assert not cache.claim("k")
+    _lease(path, "k", started="12")
+    assert cache.claim("k")
+
+
+def test_a_claim_of_another_machine_lapses_with_its_lease_unless_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rgsd.judges.cache.LEASE", 0.4)
+    monkeypatch.setattr("rgsd.judges.cache._machine", lambda: "elsewhere")
+    other = ReplyCache(tmp_path / "c.sqlite")
+    monkeypatch.undo()
+    monkeypatch.setattr("rgsd.judges.cache.LEASE", 0.4)
+    cache = ReplyCache(tmp_path / "c.sqlite")
+    assert other.claim("k")
+    time.sleep(0.3)
+    other.renew()
+    time.sleep(0.3)
+    assert not cache.claim("k")
+    time.sleep(0.3)
+    assert cache.claim("k")
+
+
+def test_on_a_full_disk_replies_stay_in_memory_and_are_written_later(tmp_path, capsys):
+    cache = ReplyCache(tmp_path / "c.sqlite")
+    pages = cache._db.execute("PRAGMA page_count").fetchone()[0]
+    cache._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "database or disk is full"
+    for i in range(20):
+        assert cache.claim(f"k{i}")
+        cache.put(f"k{i}", {"text": "x" * 5000, "n": i})
+    assert [cache.get(f"k{i}")["n"] for i in range(20)] == list(range(20))
+    assert capsys.readouterr().out.count("cannot be written") == 1
+    cache._db.execute("PRAGMA max_page_count=100000")
+    cache.renew()
+    again = ReplyCache(tmp_path / "c.sqlite")
+    assert [again.get(f"k{i}")["n"] for i in range(20)] == list(range(20))
+
+
+def test_replies_that_never_could_be_written_are_counted_at_the_end(tmp_path, capsys):
+    cache = ReplyCache(tmp_path / "c.sqlite")
+    cache._db.execute(f"PRAGMA max_page_count={cache._db.execute('PRAGMA page_count').fetchone()[0]}")
+    for i in range(3):
+        cache.put(f"k{i}", {"text": "x" * 20000})
+    cache.close()
+    assert "3 replies could not be written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", "{}", '{"text": 3}', "[" * 100_000])
+def test_a_damaged_reply_counts_as_none(tmp_path, content):
+    cache = ReplyCache(tmp_path / "c.sqlite")
+    cache.put("k", {"text": "yes"})
+    with sqlite3.connect(tmp_path / "c.sqlite") as db:
+        db.execute("UPDATE replies SET reply = ?", (content,))
+    assert cache.get("k") is None
+    assert cache.claim("k")
+    cache.put("k", {"text": "again"})
+    assert cache.get("k") == {"text": "again"}
+
+
+@pytest.mark.parametrize("keep", [0, 100, 4096])
+def test_a_zeroed_cache_is_an_error_of_ours(tmp_path, keep):
+    path = tmp_path / "c.sqlite"
+    cache = ReplyCache(path)
+    for i in range(50):
+        cache.put(f"k{i}", {"text": "x" * 500})
+    cache.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:keep] + bytes(len(data) - keep))
+    with pytest.raises(JudgeError, match=r"c\.sqlite.*judge_cache"):
+        ReplyCache(path).get("k1")
+
+
+def test_a_locked_cache_is_an_error_of_ours_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("rgsd.judges.cache.LOCKED", 0.3)
+    path = tmp_path / "c.sqlite"
+    ReplyCache(path).close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match="locked"):
+        ReplyCache(path)
+    assert time.monotonic() - start < 5
+
+
+def test_a_cache_that_another_process_writes_to_for_long_loses_no_reply(tmp_path, capsys):
+    path = tmp_path / "c.sqlite"
+    cache = ReplyCache(path)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    cache.put("k", {"text": "paid"})
+    assert cache.get("k") == {"text": "paid"}
+    holder.execute("COMMIT")
+    cache.close()
+    assert ReplyCache(path).get("k") == {"text": "paid"}

@@ -17,6 +17,7 @@ from rgsd.errors import BudgetExhausted, JudgeError
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.llm import Question
 from rgsd.judges.prompt import object_schema, whole_object
+from rgsd.judges.prompt import requests as requests_of
 from rgsd.rubrics import Criterion, Example, Rubric
 
 pytest.importorskip("autorubric")
@@ -339,3 +340,48 @@ def test_killed_at_random_points_it_goes_on_and_loses_no_more_than_what_was_in_f
     # At most the four requests in flight at each kill came to nothing.
     assert 200 <= len(server.records()) <= 200 + 4 * len(kills)
     assert sum(n - 1 for n in server.good_replies().values()) <= 4 * len(kills)
+
+
+def test_replies_in_flight_are_kept_when_the_caller_fails(judge):
+    """As when the run's own disk is full: what was asked by then has been paid for, and is not asked again."""
+    with OpenAIServer(answer, latency=0.2) as server:
+        one = judge(server, judge_concurrency=8)
+
+        def fail(i, judgement):
+            raise OSError(28, "No space left on device")
+
+        with pytest.raises(OSError, match="No space left"):
+            one.judge_all(tasks(40), done=fail)
+        one.close()
+        sent = len(server.records())
+        assert 0 < sent < 40
+        found = judge(server, judge_concurrency=8).judge_all(tasks(40))
+        assert [met(j) for j in found] == [truth(i) for i in range(40)]
+        assert len(server.records()) == 40
+
+
+def test_on_a_full_disk_at_the_cache_every_verdict_comes_back(judge, capsys):
+    with OpenAIServer(answer) as server:
+        one = judge(server)
+        pages = one._cache._db.execute("PRAGMA page_count").fetchone()[0]
+        one._cache._db.execute(f"PRAGMA max_page_count={pages}")
+        many = [(e, f"{text} {'x' * 3000}") for e, text in tasks(60)]
+        found = one.judge_all(many)
+        assert [met(j) for j in found] == [truth(i) for i in range(60)]
+        # The same judge does not pay again.
+        assert [met(j) for j in one.judge_all(many)] == [truth(i) for i in range(60)]
+        assert len(server.records()) == 60
+        one.close()
+    assert "could not be written" in capsys.readouterr().out
+
+
+def test_a_wait_for_another_process_is_announced(judge, monkeypatch, capsys):
+    monkeypatch.setattr("rgsd.judges.llm.SECONDS_UNTIL_SAID", 0.1)
+    with OpenAIServer(answer) as server:
+        one = judge(server)
+        monkeypatch.setattr("rgsd.judges.cache.LEASE", 0.6)
+        other = judge(server)
+        for key in [one._key(r) for t in tasks(1) for r in requests_of(*t, mode="batched", strictness="plain")]:
+            assert other._cache.claim(key)
+        assert met(one.judge_all(tasks(1))[0]) == truth(0)
+        assert "waiting for a reply that process" in capsys.readouterr().out

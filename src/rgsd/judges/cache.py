@@ -1,7 +1,10 @@
-"""Replies on disk: what was bought once is not bought again, by any process, however the last one ended.
+"""Replies on disk: no process pays for a reply twice, however the last one ended.
 
-One SQLite file in write-ahead mode, JSON values, no pickle. A process that is about to buy a reply claims its key;
-others that want the same wait for the reply. The claim of a process that died, or that holds it too long, is void.
+One SQLite file in write-ahead mode, JSON values, no pickle. A process about to buy a reply claims its key; others that
+want the same reply wait. A claim is a short lease that its owner renews, so the claim of a process that died lapses on
+its own, and at once where its death can be seen.
+
+When the file cannot be written (a full disk), replies stay in memory, and are written as soon as that works again.
 """
 
 from __future__ import annotations
@@ -11,91 +14,215 @@ import os
 import socket
 import sqlite3
 import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rgsd.errors import JudgeError
+from rgsd.progress import say
+from rgsd.redaction import redact_known
+
+LEASE = 30.0
+"""Seconds that a claim lasts unless it is renewed: the longest wait for a process whose death cannot be seen."""
+RENEW_EVERY = 5.0
+"""Seconds between renewals of this process's claims."""
+LOCKED = 10.0
+"""Seconds that a locked file is waited for."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, created REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL,
+                                   pid INTEGER NOT NULL, started TEXT NOT NULL, until REAL NOT NULL);
 """
+
+
+class Holder(NamedTuple):
+    """Who holds a claim: an opening of the cache (`owner`) in a process. A pid alone does not name a process: it is
+    used again, and in every container the first one is 1."""
+
+    owner: str
+    machine: str
+    pid: int
+    started: str
+
+    def is_dead(self, machine: str) -> bool:
+        """Whether the process is known to have ended; False where that cannot be seen from `machine`."""
+        return self.machine == machine and _started(self.pid) != self.started
 
 
 class ReplyCache:
     """Key -> reply, in a file that processes share. Used from one thread.
 
     Raises:
-        JudgeError: when the file cannot be opened or is not such a cache.
+        JudgeError: when the file cannot be opened, read, or is not such a cache, or another process keeps it locked.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._host, self._pid = socket.gethostname(), os.getpid()
+        self._me = Holder(uuid.uuid4().hex, _machine(), os.getpid(), _started(os.getpid()) or "")
+        self._unwritten: dict[str, str] = {}
+        self._is_faulty = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=LOCKED, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
+            # A commit outlives its process at once; only a loss of power can take the last ones. Waiting for the disk
+            # at each commit would hold up the replies that arrive meanwhile, and a kill would lose those.
+            self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
+            self._db.execute("SELECT key, reply FROM replies LIMIT 1").fetchone()
+            self._db.execute("PRAGMA busy_timeout=1000")
         except (OSError, sqlite3.Error) as error:
-            raise JudgeError(
-                f"the judge's cache {path} cannot be used ({error}): move the file away, name another with "
-                "judge_cache, or set judge_cache to `off`"
-            ) from error
+            raise self._unusable(error) from error
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The reply, or None."""
-        row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        """The reply, or None. A reply that is damaged counts as none.
 
-    def claim(self, key: str, seconds: float) -> bool:
-        """Whether this process may buy the reply; for so many seconds, until `put` or `release`."""
-        now = time.time()
-        self._db.execute("BEGIN IMMEDIATE")
+        Raises:
+            JudgeError: when the file cannot be read.
+        """
+        text = self._unwritten.get(key)
+        if text is None:
+            row = self._read("SELECT reply FROM replies WHERE key = ?", (key,))
+            text = None if row is None else row[0]
         try:
-            holder = self._db.execute("SELECT host, pid, until FROM claims WHERE key = ?", (key,)).fetchone()
-            if holder is not None and self._is_valid(holder[0], holder[1], holder[2], now):
-                return False
-            self._db.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", (key, self._host, self._pid, now + seconds)
-            )
-            return True
-        finally:
-            self._db.execute("COMMIT")
+            reply = json.loads(text) if isinstance(text, str | bytes) else None
+        except (ValueError, RecursionError):
+            return None
+        return reply if isinstance(reply, dict) and isinstance(reply.get("text"), str) else None
 
-    def _is_valid(self, host: str, pid: int, until: float, now: float) -> bool:
-        if until < now:
-            return False
-        if host != self._host or pid == self._pid:
+    def claim(self, key: str, seconds: float | None = None) -> bool:
+        """Whether this process may buy the reply; for so many seconds (by default `LEASE`) after the last `renew`, or
+        until `put` or `release`. A file that cannot be written grants every claim."""
+        now = time.time()
+
+        def work() -> bool:
+            row = self._db.execute("SELECT owner, machine, pid, started, until FROM leases WHERE key = ?", (key,))
+            found = row.fetchone()
+            if found is not None and found[4] >= now and not Holder(*found[:4]).is_dead(self._me.machine):
+                return False
+            until = now + (LEASE if seconds is None else seconds)
+            self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", (key, *self._me, until))
             return True
-        return _is_alive(pid)
+
+        won = self._write(work)
+        return True if won is None else won
+
+    def renew(self) -> None:
+        """Renew this process's claims, and write what could not be written before."""
+        until = time.time() + LEASE
+        self._write(
+            lambda: self._db.execute("UPDATE leases SET until = MAX(until, ?) WHERE owner = ?", (until, self._me.owner))
+        )
+        self._write_rest()
+
+    def holder(self, key: str) -> str:
+        """Who has the claim, in words."""
+        row = self._read("SELECT machine, pid FROM leases WHERE key = ?", (key,))
+        return "another process" if row is None else f"process {row[1]} on {str(row[0]).split(':')[0]}"
 
     def put(self, key: str, reply: dict[str, Any]) -> None:
-        """Keep a reply, and give up the claim."""
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, json.dumps(reply), time.time()))
-        self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
-        self._db.execute("COMMIT")
+        """Keep a reply, and give up the claim. Where the file cannot be written, the reply is kept in memory."""
+        self._unwritten[key] = redact_known(json.dumps(reply))
+        self._write_rest()
 
     def release(self, key: str) -> None:
         """Give up a claim without a reply."""
-        self._db.execute("DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?", (key, self._host, self._pid))
+        self._write(lambda: self._db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._me.owner)))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and say so if paid replies could not be written."""
+        self._write_rest()
+        if self._unwritten:
+            say(
+                f"  {len(self._unwritten)} replies could not be written to the judge's cache {self.path}: what was "
+                "judged with them is kept, but judging the same again pays for them again"
+            )
+            self._unwritten.clear()
         self._db.close()
 
+    def _write_rest(self) -> None:
+        if not self._unwritten:
+            return
+        rest = dict(self._unwritten)
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine still runs. One that was killed and that nobody has waited for does not."""
+        def work() -> bool:
+            for key, text in rest.items():
+                self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, text, time.time()))
+                self._db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._me.owner))
+            return True
+
+        if self._write(work):
+            self._unwritten.clear()
+            self._is_faulty = False
+
+    def _write(self, work: Callable[[], Any]) -> Any:
+        """The work in one transaction, or None where the file cannot be written; that is said the first time."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            done = work()
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                with suppress(sqlite3.Error):  # SQLite may have rolled back itself
+                    self._db.execute("ROLLBACK")
+            if not self._is_faulty:
+                say(f"  the judge's cache {self.path} cannot be written ({error}): replies stay in memory meanwhile")
+            self._is_faulty = True
+            return None
+        return done
+
+    def _read(self, query: str, values: tuple[Any, ...]) -> Any:
+        until = time.monotonic() + LOCKED
+        while True:
+            try:
+                return self._db.execute(query, values).fetchone()
+            except sqlite3.Error as error:
+                if not _is_locked(error) or time.monotonic() > until:
+                    raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> JudgeError:
+        remedy = (
+            "end the process that holds it"
+            if _is_locked(error)
+            else "make room or choose a folder that can be written"
+            if isinstance(error, OSError) or "full" in str(error) or "readonly" in str(error)
+            else "move the file away (its replies are lost)"
+        )
+        return JudgeError(
+            f"the judge's cache {self.path} cannot be used ({error}): {remedy}, name another file with judge_cache, or "
+            "set judge_cache to `off`"
+        )
+
+
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def _machine() -> str:
+    """Host, boot and namespace of pids: where two processes agree in these, each can see whether the other runs."""
+    parts = [socket.gethostname()]
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    except OSError:  # a system without /proc
+        pass
+    return ":".join(parts)
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, in its own unit; "" where that is not told, None when it has ended (a
+    process that was killed and that nobody has waited for has)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
+        return None
     except PermissionError:
-        return True
+        pass
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):  # a system without /proc
-        return True
-    return state not in ("Z", "X")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else fields[19]
+    except (OSError, IndexError):
+        return ""

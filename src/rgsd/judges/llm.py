@@ -15,11 +15,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
 from rgsd.errors import BudgetExhausted, ConfigError, JudgeError
-from rgsd.judges.cache import ReplyCache
+from rgsd.judges.cache import LEASE, RENEW_EVERY, ReplyCache
 from rgsd.judges.judgement import Judgement, Task, Usage
 from rgsd.judges.prompt import (
     MAX_REPLY_CHARS,
@@ -32,6 +33,7 @@ from rgsd.judges.prompt import (
     unscored,
 )
 from rgsd.judges.settings import JudgeConfig
+from rgsd.progress import say
 from rgsd.redaction import redact, redact_known, remember, remember_settings, without_url_credentials
 from rgsd.rubrics import Example, Verdict
 
@@ -40,6 +42,8 @@ NO_CREDIT = ("insufficient_quota", "exceeded your current quota")
 """A 429 that no waiting cures: OpenAI's words for an empty account."""
 NATIVE_STOPS = frozenset({"end_turn", "stop_sequence", "eos", "eos_token", "COMPLETE", "STOP", "completed"})
 """What providers call the end of a reply that ended by itself, where they do not call it "stop"."""
+SECONDS_UNTIL_SAID = 5.0
+"""How long a wait for another process is silent."""
 SECONDS_BETWEEN_LOOKS = 0.05
 """How often a process looks for a reply that another one is buying."""
 
@@ -133,6 +137,7 @@ class LLMJudge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots: asyncio.Semaphore | None = None
         self._in_flight = 0
+        self._wait_is_said = False
         self._dearest = 0.0
         self._spent = 0.0
         self._failures = 0
@@ -193,9 +198,11 @@ class LLMJudge:
                     self._stop = self._stop or error
 
         async def everyone() -> None:
+            renewing = asyncio.create_task(self._renew_claims())
             try:
                 await asyncio.gather(*(worker() for _ in range(min(len(items), self.config.judge_concurrency))))
             finally:
+                renewing.cancel()
                 results.put(None)
 
         future = asyncio.run_coroutine_threadsafe(everyone(), self._started())
@@ -204,10 +211,28 @@ class LLMJudge:
                 yield item
             future.result()
         finally:
-            if not future.done():
-                future.cancel()
+            self._end(future)
         if self._stop is not None:
             raise self._stop
+
+    def _end(self, future: Any) -> None:
+        """Let requests in flight finish, since they are paid for, and begin no more; Ctrl-C drops them."""
+        if future.done():
+            return
+        self._stop = self._stop or JudgeError("the judge was interrupted. What was judged is kept")
+        if self._in_flight:
+            say(f"  waiting for {self._in_flight} replies in flight; Ctrl-C drops them")
+        try:
+            future.exception(timeout=self.config.judge_timeout)
+        except (TimeoutError, CancelledError):
+            pass
+        finally:
+            future.cancel()
+
+    async def _renew_claims(self) -> None:
+        while self._cache is not None:
+            await asyncio.sleep(RENEW_EVERY)
+            self._cache.renew()
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -285,13 +310,12 @@ class LLMJudge:
         """A kept reply, or None and the right to buy it."""
         if self._cache is None:
             return None
-        c = self.config
-        lease = (c.judge_timeout + c.judge_retry_max_wait) * (c.judge_retries + 1) * (c.judge_reasks + 1)
+        start = time.monotonic()
         while True:
             kept = self._cache.get(key)
             if kept is not None:
                 return kept
-            if self._cache.claim(key, lease):
+            if self._cache.claim(key):
                 # It may have been bought between the look and the claim.
                 kept = self._cache.get(key)
                 if kept is not None:
@@ -299,6 +323,12 @@ class LLMJudge:
                 return kept
             if self._stop is not None:
                 raise self._stop
+            if not self._wait_is_said and time.monotonic() - start > SECONDS_UNTIL_SAID:
+                self._wait_is_said = True
+                say(
+                    f"  waiting for a reply that {self._cache.holder(key)} is buying; should that process have died, "
+                    f"its claim lapses within {LEASE:.0f} s"
+                )
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
     async def _sent(self, system: str, user: str, schema: dict[str, Any] | None) -> tuple[_Reply, Usage]:
