@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,89 @@ def test_the_controls_run(world, enrichment):
     assert [a["arm"] for a in results["arms"]] == ["base", f"base+{enrichment}", "trained"]
 
 
-def test_self_written_references(world):
-    flags = ["--enrichment", "both", "--self_written_references", "true", "--template", "cover"]
-    assert main(["train", "--config", str(world / "recipe.yaml"), *flags, "--evaluate", "false"]) == 0
+@pytest.mark.parametrize("enrichment", ["reference", "both"])
+def test_self_written_references_serve_training_and_evaluation_and_are_kept(world, capsys, enrichment):
+    rows = [json.loads(line) for line in (world / "data.jsonl").read_text().splitlines()]
+    (world / "data.jsonl").write_text("\n".join(json.dumps(r | {"reference": "PUBLISHED"}) for r in rows))
+    flags = ["--enrichment", enrichment, "--self_written_references", "true", "--template", "cover"]
+    flags += ["--save_strategy", "steps", "--save_steps", "2"]
+    recipe = ["train", "--config", str(world / "recipe.yaml"), *flags]
+    with spied_prompts() as prompts:
+        assert main(recipe) == 0
+    run = open_run(world / "run", finished=True)
+    kept = {r["example_id"]: r["text"] for r in run.read_lines("references.jsonl")}
+    assert len(kept) == 10  # six to train on, four to measure on
+    shown = [p for p in prompts if any(text.strip() and text.strip() in p for text in kept.values())]
+    assert shown
+    assert not any("PUBLISHED" in p for p in prompts)  # never the dataset's own in their place
+    results = json.loads((run.folder / "results.json").read_text())
+    assert [(a["arm"], a["role"]) for a in results["arms"]] == [
+        ("base", "baseline"),
+        (f"base+{enrichment}", "conditioned"),
+        ("trained", "trained"),
+    ]
+    # A resumed run and an evaluation take the same ones again.
+    assert main([*recipe, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
+    assert len(open_run(run.folder).read_lines("references.jsonl")) == 10
+    capsys.readouterr()
+    arm = f"{world / 'run'}:base+{enrichment}"
+    evaluation = ["eval", arm, "--output_dir", str(world / "e"), "--max_new_tokens", "8", "--template", "cover"]
+    assert main(evaluation) == 0
+    assert "self-written references" not in capsys.readouterr().out  # none is written
+    mine, theirs = (
+        {r["example_id"]: r["response"] for r in open_run(folder).read_lines("samples.jsonl") if "+" in r["arm"]}
+        for folder in (world / "e", world / "run")
+    )
+    assert mine == theirs
+
+
+@contextmanager
+def spied_prompts():
+    """What is generated from, as the model reads it, in text."""
+    from rgsd.generation import _transformers
+
+    seen, tokenize = [], _transformers.tokenize
+
+    def spy(tokenizer, prompts, kwargs, name):
+        seen.extend("\n".join(m["content"] for m in p) for p in prompts)
+        return tokenize(tokenizer, prompts, kwargs, name)
+
+    _transformers.tokenize = spy
+    try:
+        yield seen
+    finally:
+        _transformers.tokenize = tokenize
+
+
+OVERWRITING_MISTAKES = [
+    (["--model_name_or_path", "/nosuch"], "cannot load"),
+    (["--max_teacher_length", "3"], "teacher prompts are longer"),
+    (["--lora_target_modules", "no_such_module"], "no_such_module"),
+]
+
+
+def test_a_mistake_with_overwrite_costs_nothing(world, capsys):
+    recipe = ["train", "--config", str(world / "recipe.yaml")]
+    assert main(recipe) == 0
+    evaluation = ["eval", str(world / "run"), "--output_dir", str(world / "e"), "--max_new_tokens", "8"]
+    assert main(evaluation) == 0
+
+    def contents():
+        return {str(p): p.read_bytes() for f in ("run", "e") for p in (world / f).rglob("*.json*")}
+
+    before = contents()
+    for flags, match in OVERWRITING_MISTAKES:
+        assert main([*recipe, "--overwrite", "true", *flags]) == 1
+        assert match in capsys.readouterr().err
+        assert contents() == before, flags
+    wrong = ["eval", "/nosuch", "--data", str(world / "data.jsonl"), "--output_dir", str(world / "e")]
+    assert main([*wrong, "--overwrite", "true"]) == 1
+    assert contents() == before
+    assert sorted(p.name for p in world.iterdir() if p.is_dir()) == ["e", "model", "run"]
+    # And without a mistake it is replaced.
+    assert main([*recipe, "--overwrite", "true", "--seed", "9"]) == 0
+    assert open_run(world / "run", finished=True).settings["seed"] == 9
+    assert sorted(p.name for p in world.iterdir() if p.is_dir()) == ["e", "model", "run"]
 
 
 def test_data_shows_what_a_file_holds(world, capsys):

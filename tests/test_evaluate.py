@@ -3,9 +3,11 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from rgsd.evaluate import judge_responses
-from rgsd.generation import Response, generate
+from rgsd.errors import ConfigError
+from rgsd.evaluate import judge_responses, references
+from rgsd.generation import Response, generate, response_keys
 from rgsd.judges import ChecksJudge
+from rgsd.runs import create_run
 from rgsd.statistics import interval, met_by_tag, paired_difference, summarise
 
 
@@ -74,3 +76,28 @@ def test_summaries(examples):
     assert summary["truncated_share"] == 1 / 8
     assert summary["score"]["low"] <= summary["score"]["mean"] <= summary["score"]["high"]
     assert met_by_tag(rows) == {}
+
+
+class _Thinks:
+    """A base that thinks before it answers, the second time without an end."""
+
+    name = "thinks"
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def keys(self, prompts):
+        return response_keys("w", {}, prompts)
+
+    def generate(self, prompts, done=None):
+        for i, text in zip(range(len(prompts)), self.texts, strict=False):
+            done(i, Response(text, 9, "</think>" not in text))
+
+
+def test_self_written_references_are_without_reasoning(tmp_path, examples):
+    run = create_run(tmp_path / "run", {})
+    written = references(run, examples[:1], _Thinks("<think>rubric</think>\nRest."))
+    assert written == {"e0": "Rest."}
+    assert references(run, examples[:1], _Thinks()) == written  # taken from the run
+    with pytest.raises(ConfigError, match=r"1 of 2 references without an answer.*1 of them cut off"):
+        references(run, examples[:2], _Thinks("<think>without end"))

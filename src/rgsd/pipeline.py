@@ -137,7 +137,15 @@ def train(recipe: Recipe) -> Run:
     try:
         judge = build_judge(recipe.judge)
         measured = recipe.evaluation.evaluate and _judgeable(held_out, recipe.judge)
-        built = _build(recipe, run, train_set, held_out, judge, measured=measured)
+        try:
+            built = _build(recipe, run, train_set, held_out, judge, measured=measured)
+        except ValueError as error:
+            if type(error).__name__ != "NoMatchingPeftModuleError":  # older releases of peft lack the class
+                raise
+            raise ConfigError(
+                f"lora_target_modules {recipe.model.lora_target_modules} name no module of "
+                f"{recipe.model.model_name_or_path!r}: {error}"
+            ) from error
         if main:
             run.begin()
             (run.folder / RESULTS).unlink(missing_ok=True)  # of a resumed run: they were another policy's
