@@ -103,7 +103,7 @@ def test_rar():
         ("importance:optional",),
         ("importance:pitfall", "polarity:commit"),
         ("importance:pitfall", "polarity:avoid"),
-        ("importance:pitfall", "polarity:assumed"),
+        ("importance:pitfall", "polarity:commit"),
     ]
     assert example.rubric.criteria[0].title == "Names Drug"
     assert example.scoring == "rar_explicit"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from rgsd.datasets import SCHEMAS, Where
-from rgsd.datasets._polarity import read
+from rgsd.datasets import SCHEMAS, Loaded, Where, describe, summarise
+from rgsd.datasets._fields import FieldError
+from rgsd.datasets._polarity import Row, decide, read
 
 AVOID = """
 The response should avoid rounding intermediate values too early, as this can lead to errors.
@@ -97,23 +100,67 @@ def test_the_rest_is_left_open(text):
     assert read(text) is None
 
 
+TABLE = [
+    [part.strip() for part in line.split("|")]
+    for line in (Path(__file__).parent / "polarity_table.txt").read_text("utf-8").splitlines()
+    if not line.startswith("#")
+]
+"""Wordings labelled by hand: label, title, description, what the rest of the row wants."""
+
+
+@pytest.mark.parametrize(("label", "title", "text", "wanted"), TABLE)
+def test_wording_title_and_row_decide_together(label, title, text, wanted):
+    decision = decide(text, title, Row.of(wanted.split(";"), None))
+    assert ("open" if decision in ("disagree", "silent") else decision) == label
+
+
+def parsed(*pitfalls: tuple[str, str], reference: str = "Soap."):
+    items = [{"title": "Names it", "description": "Essential Criteria: Names soap.", "weight": 5}]
+    items += [{"title": title, "description": f"Pitfall Criteria: {text}", "weight": -2} for title, text in pitfalls]
+    row = {"question": "Which cleaner?", "reference_answer": reference, "rubric": items}
+    return SCHEMAS["rar"].parse(row, Where("rows.jsonl", 1))
+
+
 @pytest.mark.parametrize(
-    ("text", "published", "weight", "tag"),
+    ("title", "text", "weight"),
     [
-        ("Recommends bleach.", -2, -0.9, "polarity:commit"),
-        ("Recommends bleach.", 4, -0.9, "polarity:commit"),
-        ("Avoids bleach.", -2, 0.9, "polarity:avoid"),
-        ("Bleach.", -2, -0.9, "polarity:assumed"),
-        ("Bleach.", 4, 0.9, "polarity:assumed"),
+        ("Bleach", "Recommends bleach.", -0.9),
+        ("Bleach", "Avoids bleach.", 0.9),
+        ("Avoids Wrong Agents", "Does not mention bleach as a cleaner.", 0.9),
+        ("Omits Gloves", "Does not mention gloves.", -0.9),
     ],
 )
-def test_the_wording_decides_and_else_the_published_sign(text, published, weight, tag):
+def test_a_decided_pitfall_is_in_the_rubric_with_its_sign(title, text, weight):
+    example = parsed((title, text))
+    assert [c.weight for c in example.rubric] == [1.0, weight]
+    assert "left_out" not in example.metadata
+
+
+def test_the_reference_answer_is_part_of_the_row():
+    text = "Does not mention rinsing twice with cold water."
+    assert len(parsed(("Rinsing", text)).rubric) == 1
+    asked = parsed(("Rinsing", text), reference="Use soap. Rinse twice with cold water.")
+    assert [c.weight for c in asked.rubric] == [1.0, -0.9]
+
+
+def test_an_undecided_pitfall_is_left_out_counted_and_listed():
+    example = parsed(("Agent", "Does not mention bleach."), ("Bleach", "Recommends bleach."))
+    assert [c.text for c in example.rubric] == ["Names soap.", "Recommends bleach."]
+    assert example.metadata["published_weights"] == [5, -2]
+    assert example.metadata["left_out"] == [
+        {"criterion": "Does not mention bleach.", "title": "Agent", "why": "silent"}
+    ]
+    loaded = Loaded((example,), "rar", 1)
+    assert summarise(loaded)["left_out"]["count"] == 1
+    assert "Does not mention bleach." in describe(loaded)
+
+
+def test_a_row_whose_every_criterion_is_undecided_is_refused():
     row = {
-        "question": "Which cleaner?",
-        "reference_answer": "Soap.",
-        "rubric": [{"title": "t", "description": f"Pitfall Criteria: {text}", "weight": published}],
+        "question": "q",
+        "reference_answer": "r",
+        "rubric": [{"description": "Pitfall Criteria: Bleach.", "weight": -1}],
     }
-    (criterion,) = SCHEMAS["rar"].parse(row, Where("rows.jsonl", 1)).rubric
-    assert criterion.text == text
-    assert criterion.weight == weight
-    assert criterion.tags == ("importance:pitfall", tag)
+    with pytest.raises(FieldError) as refused:
+        SCHEMAS["rar"].parse(row, Where("rows.jsonl", 1))
+    assert refused.value.field == "rubric"

@@ -225,11 +225,20 @@ def rubric(value: Any, field: str, one: Callable[[Any, str], Criterion]) -> Rubr
     Raises:
         FieldError: when it is missing, empty or not a list, or an item is refused.
     """
+    return Rubric(tuple(one(item, f"{field}[{number}]") for number, item in enumerate(items(value, field))))
+
+
+def items(value: Any, field: str) -> list[Any]:
+    """A published list of criteria, not yet read; JSON text holding one is read too.
+
+    Raises:
+        FieldError: when it is missing, empty or not a list.
+    """
     value = from_json(value)
     if not isinstance(value, list) or not value:
         got = None if is_missing(value) else value
         raise refuse(field, got, "a list of at least one criterion", "give the prompt a rubric, or remove the row")
-    return Rubric(tuple(one(item, f"{field}[{number}]") for number, item in enumerate(value)))
+    return value
 
 
 def item(value: Any, field: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def summarise(loaded: Loaded) -> dict[str, Any]:
         "criteria": {"total": len(criteria), "per_example": _spread([len(e.rubric) for e in examples])},
         "weights": _weights(criteria),
         "polarity": _counts(t for c in criteria for t in c.tags if t.startswith("polarity:")),
+        "left_out": _left_out(examples),
         "checks": {"criteria_share": _share(c.check is not None for c in criteria)}
         | {"examples_share": _share(e.rubric.is_checkable for e in examples)},
         "prompt_characters": _spread([len(_prompt(e)) for e in examples]),
@@ -47,6 +48,7 @@ def describe(loaded: Loaded) -> str:
     """`summarise` as a few lines to read."""
     summary = summarise(loaded)
     weights, checks, duplicates = summary["weights"], summary["checks"], summary["duplicates"]
+    left_out = summary["left_out"]
     lines = [
         ("files", ", ".join(summary["files"]) or "none"),
         ("schema", f"{summary['schema']}, scored by {_named(summary['scoring']) or 'nothing'}"),
@@ -54,6 +56,7 @@ def describe(loaded: Loaded) -> str:
         ("criteria", f"{summary['criteria']['total']:,}, {_range(summary['criteria']['per_example'])} an example"),
         ("weights", f"{weights['positive']:,} positive, {weights['negative']:,} negative, {_range(weights)}"),
         ("polarity", _named(summary["polarity"])),
+        ("left out", f"{left_out['count']:,} pitfalls whose polarity is open" if left_out["count"] else ""),
         ("checks", f"{checks['criteria_share']:.0%} of criteria; {checks['examples_share']:.0%} of examples entirely"),
         ("prompts", f"{_range(summary['prompt_words'])} words, {_range(summary['prompt_characters'])} characters"),
         ("turns", f"{_range(summary['turns'])} a prompt"),
@@ -62,6 +65,7 @@ def describe(loaded: Loaded) -> str:
         ("duplicates", f"{duplicates['count']:,} prompts seen before{_among(duplicates['first_ids'])}"),
     ]
     text = [f"{name:<11} {value}" for name, value in lines if value]
+    text += [f"left out: {item['id']}: {item['criterion']} ({item['why']})" for item in left_out["first"]]
     return "\n".join([*text, *(f"bad row: {problem}" for problem in summary["problems"]["first"])])
 
 
@@ -88,6 +92,16 @@ def _weights(criteria: Sequence[Criterion]) -> dict[str, Any]:
         "min": min(weights, default=None),
         "max": max(weights, default=None),
     }
+
+
+def _left_out(examples: Sequence[Example]) -> dict[str, Any]:
+    """Criteria that are neither shown nor scored, because it is open whether meeting them is good."""
+    found = [{"id": e.id, **item} for e in examples for item in e.metadata.get("left_out") or () if _is_item(item)]
+    return {"count": len(found), "why": _counts(i["why"] for i in found), "first": found[:LISTED_PROBLEMS]}
+
+
+def _is_item(item: object) -> bool:
+    return isinstance(item, dict) and {"criterion", "why"} <= set(item)
 
 
 def _duplicates(examples: Sequence[Example]) -> dict[str, Any]:

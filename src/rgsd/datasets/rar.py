@@ -3,19 +3,22 @@
     {question, reference_answer, question_source, rubric: [{description, title, weight}], rubric_list, rubric_count}
 
 A description begins with its label: "Essential Criteria: ", "Important ...", "Optional ...", "Pitfall ...". The label
-gives the weight of the paper's explicit score; the published number is kept in `metadata["published_weights"]`. How a
-pitfall is worded decides its sign (see `rgsd.datasets._polarity` and docs/data.md); what was decided is a tag.
+gives the weight of the paper's explicit score; the published number is kept in `metadata["published_weights"]`. A
+pitfall's sign comes from its wording, its title and the rest of its row (see `rgsd.datasets._polarity` and
+docs/data.md); what was decided is a tag. A pitfall without a decision is not in the rubric: `metadata["left_out"]`
+lists it, and why.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from rgsd.datasets import _fields as f
 from rgsd.datasets import _polarity
-from rgsd.rubrics import Criterion, Example
+from rgsd.rubrics import Criterion, Example, Rubric
 
 NAME = "rar"
 SUMMARY = "RaR-Medicine and RaR-Science: question, reference answer, labelled criteria, pitfalls' polarity read"
@@ -23,6 +26,7 @@ SUMMARY = "RaR-Medicine and RaR-Science: question, reference answer, labelled cr
 EXPLICIT_WEIGHTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
 """Label -> weight in the paper's explicit score."""
 
+_SIGNS = {"avoid": 1.0, "commit": -1.0}
 _LABEL = re.compile(r"\s*(?P<word>[A-Za-z]+)\s+criteri(?:a|on)\s*[:.\u2013\u2014-]\s*", re.IGNORECASE)
 
 
@@ -33,7 +37,18 @@ def matches(row: f.Row) -> bool:
     return any(k in row for k in ("reference_answer", "question_source", "rubric_list", "rubric_count"))
 
 
-def criterion(value: Any, field: str) -> Criterion:
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One published item before its sign is known."""
+
+    importance: str
+    text: str
+    title: str | None
+    published: float | None
+    tags: tuple[str, ...]
+
+
+def _item(value: Any, field: str) -> _Item:
     """One item {description, title, weight}, or a description alone as rubric_list may have it.
 
     Raises:
@@ -44,12 +59,29 @@ def criterion(value: Any, field: str) -> Criterion:
     description = f.text(item, "description", f"{field}.description")
     published = _published(item, field, needed=not isinstance(value, str))
     importance, text, tags = _importance(description, published, field)
-    sign = 1.0
-    if importance == "pitfall":
-        sign, tag = _polarity_of(text, published)
-        tags += (tag,)
-    title = f.optional_text(item, "title", f"{field}.title")
-    return Criterion(text=text, weight=sign * EXPLICIT_WEIGHTS[importance], title=title, tags=tags)
+    return _Item(importance, text, f.optional_text(item, "title", f"{field}.title"), published, tags)
+
+
+def _signed(items: list[_Item], reference: str | None, field: str) -> tuple[Rubric, list[float | None], list[f.Row]]:
+    """The rubric, its published numbers, and the pitfalls without a decision."""
+    row = _polarity.Row.of((item.text for item in items if item.importance != "pitfall"), reference)
+    kept: list[Criterion] = []
+    weights: list[float | None] = []
+    left_out: list[f.Row] = []
+    for item in items:
+        sign, tags = 1.0, item.tags
+        if item.importance == "pitfall":
+            decision = _polarity.decide(item.text, item.title, row)
+            if decision not in _SIGNS:
+                left_out.append({"criterion": item.text, "title": item.title, "why": decision})
+                continue
+            sign, tags = _SIGNS[decision], (*tags, f"polarity:{decision}")
+        kept.append(Criterion(item.text, sign * EXPLICIT_WEIGHTS[item.importance], item.title, tags))
+        weights.append(item.published)
+    if not kept:
+        wanted = "at least one criterion that says whether meeting it is good"
+        raise f.refuse(field, [item.text for item in items], wanted, "reword the pitfalls, or remove the row")
+    return Rubric(tuple(kept)), weights, left_out
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
@@ -61,21 +93,28 @@ def parse(row: f.Row, where: f.Where) -> Example:
     row = f.record(row)
     key = "rubric_list" if f.is_missing(row.get("rubric")) and "rubric_list" in row else "rubric"
     source = f.optional_text(row, "question_source")
+    reference = f.optional_text(row, "reference_answer")
+    rubric, metadata = read_rubric(row.get(key), key, reference)
     return f.example(
         id=f.identifier(row, "id", where),
         messages=f.user_turn(row, "question"),
-        rubric=f.rubric(row.get(key), key, criterion),
+        rubric=rubric,
         scoring="rar_explicit",
-        reference=f.optional_text(row, "reference_answer"),
+        reference=reference,
         domain="medicine" if source and "medical" in source.casefold() else None,
-        metadata=f.kept(row, "question_source") | {"published_weights": published_weights(row.get(key))},
+        metadata=f.kept(row, "question_source") | metadata,
     )
 
 
-def published_weights(items: Any) -> list[float | None]:
-    """The published numbers, one a criterion; None where an item has none."""
-    decoded = [f.from_json(item) for item in f.from_json(items)]
-    return [item.get("weight") if isinstance(item, dict) else None for item in decoded]
+def read_rubric(value: Any, field: str, reference: str | None) -> tuple[Rubric, dict[str, Any]]:
+    """A published list as a rubric, and its metadata: "published_weights", and "left_out" when a pitfall was.
+
+    Raises:
+        FieldError: naming the malformed part, or when no criterion is left.
+    """
+    items = [_item(value, f"{field}[{number}]") for number, value in enumerate(f.items(value, field))]
+    rubric, published, left_out = _signed(items, reference, field)
+    return rubric, {"published_weights": published} | ({"left_out": left_out} if left_out else {})
 
 
 def _published(item: f.Row, field: str, *, needed: bool) -> float | None:
@@ -114,11 +153,3 @@ def _by_weight(published: float) -> str:
     if published < 0:
         return "pitfall"
     return "essential" if published >= 5 else "important" if published >= 3 else "optional"
-
-
-def _polarity_of(text: str, published: float | None) -> tuple[float, str]:
-    """Sign and tag of a pitfall: by its wording, else by the published sign, else as a bad act."""
-    reading = _polarity.read(text)
-    if reading is not None:
-        return (1.0 if reading == "avoid" else -1.0), f"polarity:{reading}"
-    return (1.0 if published is not None and published > 0 else -1.0), "polarity:assumed"

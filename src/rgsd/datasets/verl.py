@@ -18,11 +18,11 @@ from rgsd.rubrics import Criterion, Example
 NAME = "verl"
 SUMMARY = "verl layout of any of them: prompt, data_source, reward_model.rubrics, extra_info"
 
+_RUBRICS = "reward_model.rubrics"
 Reader = Callable[[Any, str], Criterion]
 
 # An item's telling key -> the reader of such items, and the score of their dataset.
 _BY_KEY: dict[str, tuple[Reader, str]] = {
-    "description": (rar.criterion, "rar_explicit"),
     "criterion_text": (healthbench_professional.criterion, "healthbench_professional"),
     "rubric_item": (researchqa.criterion, "researchqa"),
     "annotations": (prbench.criterion, "prbench"),
@@ -44,20 +44,30 @@ def parse(row: f.Row, where: f.Where) -> Example:
     row = f.record(row)
     reward = f.mapping(row, "reward_model")
     items = f.from_json(reward.get("rubrics"))
-    reader, scoring = _reader(items, str(row.get("data_source") or ""))
     extra = f.optional_mapping(row, "extra_info")
     metadata = rubrichub.metadata(row, reward)
-    if scoring == "rar_explicit":
-        metadata["published_weights"] = rar.published_weights(items)
+    reference = rubrichub.ground_truth(reward)
+    if _is_rar(items):
+        rubric, more = rar.read_rubric(items, _RUBRICS, reference)
+        metadata, scoring = metadata | more, "rar_explicit"
+    else:
+        reader, scoring = _reader(items, str(row.get("data_source") or ""))
+        rubric = f.rubric(items, _RUBRICS, reader)
     return f.example(
         id=f.identifier(extra, "id", where),
         messages=f.published_messages(row.get("prompt"), "prompt"),
-        rubric=f.rubric(items, "reward_model.rubrics", reader),
+        rubric=rubric,
         scoring=scoring,
-        reference=rubrichub.ground_truth(reward),
+        reference=reference,
         domain=rubrichub.domain(row),
         metadata=metadata,
     )
+
+
+def _is_rar(items: Any) -> bool:
+    """Whether the items are RaR's, whose pitfalls are read together with the rest of the row."""
+    first = f.from_json(items[0]) if isinstance(items, list) and items else None
+    return isinstance(first, Mapping) and not f.is_missing(first.get("description"))
 
 
 def _reader(items: Any, data_source: str) -> tuple[Reader, str]:
