@@ -28,6 +28,7 @@ ORDER = [
     "adapters",
     "teacher",
     "config",
+    "rows",
     "runs",
     "checkpoints",
     "launch",

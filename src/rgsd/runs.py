@@ -44,6 +44,7 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
 from rgsd.errors import RunError
 from rgsd.progress import say
 from rgsd.redaction import redact_arguments, redact_known, without_credentials
+from rgsd.rows import BadRow, check_record, check_row, loads
 
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
@@ -220,7 +221,7 @@ class Run:
             return
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                row = _row(line)
+                row = _row(line, name)
                 if isinstance(row, str) and not line.endswith(b"\n"):
                     _say_torn(path, number)
                     return
@@ -355,18 +356,24 @@ def _delete(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _row(line: bytes) -> dict[str, Any] | str:
+def _row(line: bytes, name: str = "") -> dict[str, Any] | str:
     """A line's row, or why it is none."""
     try:
-        row = json.loads(line.decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError) as error:
-        return str(error) or type(error).__name__
+        row = loads(line, lenient=name == METRICS)
+    except BadRow as error:
+        return str(error)
     return row if isinstance(row, dict) else f"{type(row).__name__} in place of an object"
 
 
 def _lacking(name: str, row: Mapping[str, Any]) -> str:
     missing = [f for f in _ROW_FIELDS.get(name, ()) if f not in row]
-    return f"it lacks {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    try:
+        check_row(row, name)
+    except BadRow as error:
+        return str(error)
+    return ""
 
 
 def _clipped(line: bytes, most: int = 60) -> str:
@@ -393,8 +400,11 @@ def open_run(folder: str | Path, *, finished: bool = False) -> Run:
     if not (path / RECORD).is_file():
         raise RunError(f"{path} is not a run folder (it has no {RECORD}): give the folder that `rgsd train` printed")
     try:
-        meta = json.loads((path / RECORD).read_text("utf-8"))
+        meta = loads((path / RECORD).read_text("utf-8"))
         settings = yaml.safe_load((path / CONFIG).read_text("utf-8"))
+        check_record(meta, settings)
+    except RecursionError as error:
+        raise RunError(f"{path} cannot be read as a run: {CONFIG} is nested too deep") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} cannot be read as a run: {error}") from error
     if finished and meta.get("status") != "finished":
@@ -402,7 +412,7 @@ def open_run(folder: str | Path, *, finished: bool = False) -> Run:
             f"the run in {path} is {meta.get('status')!r}, not finished: "
             "go on with it (`rgsd train --config ... --resume_from_checkpoint true`) first"
         )
-    return Run(path, meta, settings)
+    return Run(path, meta, settings or {})
 
 
 _HELD: dict[Path, IO[str]] = {}
@@ -526,7 +536,8 @@ def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        Path(path).write_text(redact_known(text), "utf-8")
+        # A model may write half a surrogate pair, which no file in UTF-8 can hold.
+        Path(path).write_text(redact_known(text), "utf-8", errors="replace")
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror}): choose another --output") from error
 

@@ -6,7 +6,6 @@ that is no run is refused, and a file with a line that is no row: what is missin
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from rgsd import compare, statistics
 from rgsd.errors import RGSDError, RunError
 from rgsd.leaks import mentions_rubric
+from rgsd.rows import loads
 from rgsd.runs import (
     BASELINE,
     CANDIDATE,
@@ -200,7 +200,10 @@ def _run(label: str, run: Run) -> RunFacts:
     facts.cost = _cost(facts)
     facts.maps = _maps(run.read_lines(TOKEN_MAPS))
     if kind == "gap":
-        facts.advice = [str(s) for s in _results(run).get("advice") or ()]
+        advice = _results(run).get("advice")
+        facts.advice = [str(s) for s in advice] if isinstance(advice, list) else []
+    if (run.folder / RESULTS).is_file() and not _results(run):
+        problems.append(f"{RESULTS} cannot be read, and is left out: the numbers below are taken from {SAMPLES}.")
     before, after = facts.role(BASELINE), facts.after
     if before and after:
         facts.change = compare.difference(before.rows, after.rows, seed=_seed(settings))
@@ -261,7 +264,7 @@ def _arms(label: str, run: Run, rows: Sequence[dict[str, Any]]) -> list[Arm]:
 def _results(run: Run) -> dict[str, Any]:
     """The table that the run itself wrote; nothing where there is none that can be read."""
     try:
-        found = json.loads((run.folder / RESULTS).read_text("utf-8"))
+        found = loads((run.folder / RESULTS).read_bytes(), lenient=True)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
