@@ -51,7 +51,8 @@ def command(server_url, data, out, cache, model="the-model", *more):
     return [
         sys.executable, "-W", "ignore", "-m", "rgsd", "eval", model, "--data", str(data), "--backend", "server",
         "--api_base", server_url, "--concurrency", "4", "--judge", "the-judge", "--judge_api_base", server_url,
-        "--judge_concurrency", "4", "--judge_cache", str(cache), "--output_dir", str(out), "--max_new_tokens", "64",
+        "--judge_test_call", "false", "--judge_concurrency", "4", "--judge_cache", str(cache), "--output_dir", str(out),
+        "--max_new_tokens", "64",
         *more,
     ]  # fmt: skip
 

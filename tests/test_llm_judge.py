@@ -385,3 +385,53 @@ def test_a_wait_for_another_process_is_announced(judge, monkeypatch, capsys):
             assert other._cache.claim(key)
         assert met(one.judge_all(tasks(1))[0]) == truth(0)
         assert "waiting for a reply that process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+@pytest.mark.parametrize("fault", ["401", "404", "500", "400", "quota"])
+def test_a_test_call_ends_it_at_once_with_the_servers_reason(judge, fault, lazily):
+    with OpenAIServer(answer, script=[fault] * 50) as server:
+        one = judge(server)
+        start = time.monotonic()
+        if lazily:
+            one.test_call(lazily=True)
+        with pytest.raises(JudgeError):
+            one.judge_all(tasks(20)) if lazily else one.test_call()
+        assert time.monotonic() - start < 20
+        assert len(server.records()) == (3 if fault == "500" else 1)  # what no other try cures is not tried again
+
+
+def test_a_test_call_finds_a_closed_port_and_a_missing_key(tmp_path, monkeypatch):
+    for name in ("OPENAI_API_KEY", "RGSD_JUDGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    closed = {"judge": "local/j", "judge_api_base": "http://127.0.0.1:9/v1"}
+    for settings, word in ((closed, "no connection"), ({"judge": "openai/gpt-4o"}, "OPENAI_API_KEY")):
+        one = build_judge(JudgeConfig(judge_cache="off", **settings))
+        start = time.monotonic()
+        with pytest.raises(JudgeError, match=word):
+            one.test_call()
+        assert time.monotonic() - start < 20
+        one.close()
+
+
+def test_a_test_call_is_counted_and_none_is_sent_when_the_cache_has_all(judge):
+    def greets(request):
+        is_test = "Says hello." in request["messages"][1]["content"]
+        return "Yes." if is_test else answer(request)  # what it says does not matter: it answers
+
+    with OpenAIServer(greets) as server:
+        one = judge(server)
+        one.test_call()
+        assert one.usage.calls == len(server.records()) == 1
+        assert one.usage.prompt_tokens > 0
+        one.judge_all(tasks(5))
+        assert one.usage.calls == len(server.records()) == 6
+        again = judge(server)
+        again.test_call(lazily=True)
+        again.judge_all(tasks(5))
+        assert len(server.records()) == 6
+        again.judge_all(tasks(7))
+        assert len(server.records()) == 9  # the test call and two more
+        skipped = judge(server, judge_test_call=False)
+        skipped.test_call()
+        assert len(server.records()) == 9

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rgsd import statistics
 from rgsd.errors import ConfigError, DataError, JudgeError
-from rgsd.judges import Judge, JudgeConfig, Usage, build_judge
+from rgsd.judges import Judge, JudgeConfig, Usage, build_judge, try_out
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.judges.settings import MODES
 from rgsd.progress import counting, say
@@ -97,6 +97,8 @@ def check_file(
     labelled = sampled(read_labelled(path), max_prompts, seed)
     say(f"{path} ({labelled.form}): {_numbers(labelled)}")
     judges = {mode: build(dataclasses.replace(config, judge_mode=mode)) for mode in modes}
+    for judge in judges.values():
+        try_out(judge, lazily=True)
     table = check(labelled, judges, seed=seed)
     fields = ("judge", "judge_strictness", "judge_temperature", "judge_reasoning_effort", "judge_sample")
     return table | {

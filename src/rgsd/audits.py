@@ -19,7 +19,7 @@ import numpy as np
 
 from rgsd import evaluate
 from rgsd.errors import ConfigError, JudgeError, RunError
-from rgsd.judges import JudgeConfig, build_judge
+from rgsd.judges import JudgeConfig, build_judge, try_out
 from rgsd.judges.llm import LLMJudge, Question
 from rgsd.judges.prompt import UnusableReply, object_schema, verdict_id, whole_object
 from rgsd.measure import examples_by_id
@@ -249,6 +249,9 @@ def audit(names: Sequence[str], judge_config: JudgeConfig, settings: AuditConfig
         kind: build_judge(replace(judge_config, judge_strictness=kind))
         for kind in (("lenient", "strict") if "overclaim" in wanted else ())
     }
+    for one in (judge, *graders.values()):
+        if one is not None:
+            try_out(one, lazily=True)
     first: list[dict[str, Any]] | None = None
     found: dict[str, Any] = {}
     for label, folder, arm in arms:

@@ -23,7 +23,7 @@ from rgsd import evaluate, replay
 from rgsd.divergence import DivergenceSpec, divergence
 from rgsd.errors import ConfigError
 from rgsd.generation import TransformersGenerator
-from rgsd.judges import JudgeConfig, build_judge
+from rgsd.judges import JudgeConfig, build_judge, try_out
 from rgsd.leaks import mentions_rubric
 from rgsd.measure import MeasureConfig, Subject, examples_for, load, opened, prompts_for
 from rgsd.pipeline import DataConfig
@@ -97,6 +97,7 @@ def gap(
     selection: dict[str, int] | None = None
     if is_judged:
         judge = build_judge(judge_config)
+        try_out(judge)
         generator = TransformersGenerator(
             model, tokenizer, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size,
             think_open_tag=settings.think_open_tag, think_close_tag=settings.think_close_tag,

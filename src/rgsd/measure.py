@@ -25,7 +25,7 @@ from rgsd.generation import (
     transformers_settings,
     vllm_settings,
 )
-from rgsd.judges import Judge, JudgeConfig, build_judge
+from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.pipeline import DataConfig, load_split, results
 from rgsd.progress import say
 from rgsd.prompts import ENRICHMENTS, SHOWS_REFERENCE, PromptSettings, student_messages, training_rows
@@ -183,6 +183,8 @@ def evaluate_models(
     measured: dict[str, list[dict[str, Any]]] = {}
     say(f"Measuring {', '.join(arms)} on {len(examples)} prompts, judge: {judge.name}")
     try:
+        stored = [evaluate.stored_responses(run, arm) for arm in arms]
+        try_out(judge, lazily=all(e.id in have for have in stored for e in examples))
         for source, members in _by_model(subjects, arms).items():
             generator = policy(source, settings)
             for one, arm in members:

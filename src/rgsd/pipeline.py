@@ -23,7 +23,7 @@ from rgsd.config import RGSDConfig
 from rgsd.errors import ConfigError, RunError
 from rgsd.generation import TransformersGenerator
 from rgsd.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
-from rgsd.judges import Judge, JudgeConfig, build_judge
+from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.progress import Steps, say
 from rgsd.prompts import SHOWS_REFERENCE, PromptSettings, student_messages, training_rows
 from rgsd.redaction import without_credentials
@@ -137,6 +137,8 @@ def train(recipe: Recipe) -> Run:
     try:
         judge = build_judge(recipe.judge)
         measured = recipe.evaluation.evaluate and _judgeable(held_out, recipe.judge)
+        if main and (measured or isinstance(args, RubricGRPOConfig)):
+            try_out(judge)
         try:
             built = _build(recipe, run, train_set, held_out, judge, measured=measured)
         except ValueError as error:

@@ -25,7 +25,7 @@ from rgsd.compare._runs import (
 from rgsd.compare._second import SecondPlan, judge_again, load_examples, plan_second, rejudge, second_opinion, unjudged
 from rgsd.compare._words import sentences, show
 from rgsd.errors import RunError
-from rgsd.judges import Judge, JudgeConfig, build_judge
+from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.progress import say
 from rgsd.runs import Run
 
@@ -66,6 +66,7 @@ def compare_runs(
     contenders = read_contenders(names, arm)
     if second is not None:
         judge = build(second)
+        try_out(judge, lazily=True)
         plan = plan_second(contenders, judge.name, by)
         for contender in contenders:
             todo = unjudged(contender, judge.name, plan.ids)

@@ -35,7 +35,7 @@ from rgsd.judges.prompt import (
 from rgsd.judges.settings import JudgeConfig
 from rgsd.progress import say
 from rgsd.redaction import redact, redact_known, remember, remember_settings, without_url_credentials
-from rgsd.rubrics import Example, Verdict
+from rgsd.rubrics import Criterion, Example, Rubric, Verdict
 
 FATAL_STATUS = {401: "the key was refused", 403: "access was denied", 404: "there is no such model or address"}
 NO_CREDIT = ("insufficient_quota", "exceeded your current quota")
@@ -44,6 +44,9 @@ NATIVE_STOPS = frozenset({"end_turn", "stop_sequence", "eos", "eos_token", "COMP
 """What providers call the end of a reply that ended by itself, where they do not call it "stop"."""
 SECONDS_UNTIL_SAID = 5.0
 """How long a wait for another process is silent."""
+TEST_SECONDS, TEST_TRIES = 15.0, 3
+"""How long a test call may take in all, and how often it is sent."""
+NO_KEY = ("api_key client option must be set", "missing credentials", "missing anthropic api key", "api key not found")
 SECONDS_BETWEEN_LOOKS = 0.05
 """How often a process looks for a reply that another one is buying."""
 
@@ -143,6 +146,7 @@ class LLMJudge:
         self._failures = 0
         self._not_before = 0.0
         self._stop: JudgeError | None = None
+        self._is_tested, self._test_lock = True, asyncio.Lock()
         atexit.register(self.close)
 
     def judge(self, example: Example, response: str) -> Judgement:
@@ -167,6 +171,23 @@ class LLMJudge:
             if done is not None:
                 done(i, value)
         return found
+
+    def test_call(self, *, lazily: bool = False) -> None:
+        """Send one small request, so that a wrong key, model or address ends a command before it has done any work.
+
+        Args:
+            lazily: send it before the first request that the cache cannot answer, if there is one. For commands that
+                do nothing but judge.
+
+        Raises:
+            JudgeError: within 20 seconds, with the server's reason.
+        """
+        if not self.config.judge_test_call:
+            return
+        self._is_tested = False
+        if not lazily:
+            self._stop = None
+            asyncio.run_coroutine_threadsafe(self._test(), self._started()).result()
 
     def close(self) -> None:
         """Close the cache and stop the thread that talks to the server."""
@@ -242,6 +263,51 @@ class LLMJudge:
         return self._loop
 
     # In the loop's thread.
+
+    async def _test(self) -> None:
+        async with self._test_lock:
+            if self._is_tested:
+                return
+            self._is_tested = True
+            try:
+                await self._tried()
+            except JudgeError as error:
+                self._stop = error  # those that wait for the test send nothing
+                raise
+
+    async def _tried(self) -> None:
+        until = time.monotonic() + TEST_SECONDS
+        for tried in range(1, TEST_TRIES + 1):
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._test_once()
+                return
+            except TimeoutError:
+                raise self._no_answer(f"no reply within {TEST_SECONDS:g} s") from None
+            except _Transient as fault:
+                wait = min(fault.wait or 1.0, TEST_SECONDS)
+                if tried == TEST_TRIES or time.monotonic() + wait > until:
+                    raise self._no_answer(f"{fault.problem}: {fault}") from fault
+            await asyncio.sleep(wait)
+
+    async def _test_once(self) -> None:
+        (request, *_) = requests(_TEST_EXAMPLE, "Hello!", mode=self.config.judge_mode)
+        schema = request.schema if self.config.judge_structured else None
+        try:
+            await self._once(*request.texts(new_code()), schema, [])
+        except _Transient as fault:
+            if fault.problem != "rate limit":  # which is an answer: the key, the model and the address are right
+                raise
+        except _Failed as failure:
+            if failure.problem != "refusal":
+                raise self._no_answer(f"{failure.problem}: {failure}") from failure
+
+    def _no_answer(self, why: str) -> JudgeError:
+        where = without_url_credentials(self.config.judge_api_base) if self.config.judge_api_base else "its provider"
+        return JudgeError(
+            f"the judge {self.model!r} at {where} did not answer a test call ({why}). Check judge, judge_api_base and "
+            "that the server is up, then run again; judge_test_call false skips this call for a judge that is slow"
+        )
 
     async def _judge(self, task: Task) -> Judgement:
         example, response = task
@@ -335,6 +401,10 @@ class LLMJudge:
         """A reply, after as many tries as are allowed; with the usage of all of them."""
         from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt
 
+        if not self._is_tested or self._test_lock.locked():
+            await self._test()
+        if self._stop is not None:
+            raise self._stop
         used: list[Usage] = []
         try:
             async for attempt in AsyncRetrying(
@@ -412,6 +482,11 @@ class LLMJudge:
         low = text.lower()
         if isinstance(error, TimeoutError) or type(error).__name__ == "Timeout":
             return _Transient("timeout", f"no reply within {self.config.judge_timeout:g} s, or the connection was cut")
+        if any(sign in low for sign in NO_KEY):  # LiteLLM calls it a server error
+            return JudgeError(
+                f"the judge {self.model!r} cannot be asked: there is no key ({text}). Put it into "
+                f"{self._key_variable()} or the provider's own variable, then run again"
+            )
         if status in FATAL_STATUS or any(sign in low for sign in NO_CREDIT):
             why = FATAL_STATUS.get(status or 0, "the account has no credit")
             return JudgeError(
@@ -434,6 +509,8 @@ class LLMJudge:
                     f"the judge's server takes no JSON schema ({text}): set judge_structured to false, and run again"
                 )
             return _Failed("bad request", text, Usage())
+        if (refused := _not_connected(error)) is not None:
+            return _Transient("connection", " ".join(redact(refused).split())[:300])
         if isinstance(error, self._litellm.exceptions.APIConnectionError):
             return _Transient("connection", text, None)
         if status is not None:
@@ -535,6 +612,25 @@ class LLMJudge:
             schema, c.judge_temperature, c.judge_max_tokens, c.judge_reasoning_effort, c.judge_sample,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_TEST_EXAMPLE = Example(
+    "test call", ({"role": "user", "content": "Say hello."},), Rubric((Criterion("Says hello.", 1.0),))
+)
+
+
+def _not_connected(error: BaseException) -> str | None:
+    """Why no connection came about, if that is what an error is about: LiteLLM calls it a server error."""
+    import httpx
+
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return None
+        if isinstance(seen, httpx.ConnectError | httpx.ConnectTimeout | ConnectionRefusedError):
+            return f"no connection: {seen}"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _finish_reason(choice: Any) -> str | None:

@@ -59,6 +59,11 @@ class JudgeConfig:
     judge_structured: bool = setting(
         True, "Ask for replies that follow a JSON schema. Unset it for a server that knows no `response_format`."
     )
+    judge_test_call: bool = setting(
+        True,
+        "Send the judge one small request before any work, so that a wrong key, model or address is found at once. "
+        "None is sent when the cache has every reply.",
+    )
     judge_sample: int = setting(0, "Which draw of the judge; another number judges the same responses again.")
     judge_concurrency: int = setting(16, "Requests in flight at once.")
     judge_timeout: float = setting(120.0, "Seconds until a request is given up.")
@@ -164,6 +169,17 @@ def build_judge(config: JudgeConfig) -> Judge:
     from rgsd.judges.llm import LLMJudge
 
     return LLMJudge(config)
+
+
+def try_out(judge: Judge, *, lazily: bool = False) -> None:
+    """Find out whether an LLM judge answers at all, before any work; see `LLMJudge.test_call`. Others are not asked.
+
+    Raises:
+        JudgeError: when it does not.
+    """
+    call = getattr(judge, "test_call", None)
+    if call is not None:
+        call(lazily=lazily)
 
 
 def _own_judge(config: JudgeConfig) -> Judge:
