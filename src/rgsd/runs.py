@@ -365,7 +365,7 @@ def _row(line: bytes, name: str = "") -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"{type(row).__name__} in place of an object"
 
 
-def _lacking(name: str, row: Mapping[str, Any]) -> str:
+def _lacking(name: str, row: dict[str, Any]) -> str:
     missing = [f for f in _ROW_FIELDS.get(name, ()) if f not in row]
     if missing:
         return f"it lacks {', '.join(missing)}"

@@ -369,7 +369,7 @@ def tag_score(row: Row, tag: str) -> Score | None:
     if not entries:
         return None
     rubric = Rubric(tuple(Criterion(v["criterion"], v["weight"]) for v in entries))
-    scoring = TAG_SCORINGS.get(row["scoring"], row["scoring"])
+    scoring: str = TAG_SCORINGS.get(row["scoring"]) or row["scoring"]
     return score(rubric, [verdict_of(v) for v in entries], scoring, text_of(row))
 
 
