@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from rgsd import models
-from rgsd.datasets import load
-from rgsd.prompts import PromptSettings, training_rows
+from rgsd.data import load
+from rgsd.prompts.messages import PromptSettings, training_rows
 
 MODEL = "embedded-warm"
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rgsd.costs import GIB, PAPERS_DATA, PAPERS_MODELS, Hardware, Plan, Work, memory, run_cost, work_of
+from rgsd.workflows.costs import GIB, PAPERS_DATA, PAPERS_MODELS, Hardware, Plan, Work, memory, run_cost, work_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "SCALE.md"
 DEVICES = (1, 8, 64)

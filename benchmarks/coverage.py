@@ -4,7 +4,7 @@ Each case draws many samples of n prompts from a known distribution of scores or
 intervals that hold the true mean. 95 % is wanted. Four methods are compared:
 
     percentile   the plain percentile bootstrap
-    expanded     the same with `rgsd.statistics.quantiles`: what rgsd reports
+    expanded     the same with `rgsd.evaluation.statistics.quantiles`: what rgsd reports
     bca          bias-corrected and accelerated bootstrap
     t            Student's interval
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from rgsd.statistics import LEAST_FOR_A_VERDICT, TAIL, quantiles, student_quantile
+from rgsd.evaluation.statistics import LEAST_FOR_A_VERDICT, TAIL, quantiles, student_quantile
 
 SIZES = (10, 20, 30, 40, 80, 200)
 N_SAMPLES, N_RESAMPLES = 6_000, 1_000

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from benchmarks import common
 from rgsd import RGSDConfig, RGSDTrainer
-from rgsd.divergence import DivergenceSpec, divergence
-from rgsd.fast import decoding
-from rgsd.fast.sampling import Sampling
+from rgsd.models.kernels import decoding
+from rgsd.models.kernels.sampling import Sampling
+from rgsd.training.loss import DivergenceSpec, divergence
 
 
 class StepTimer(TrainerCallback):

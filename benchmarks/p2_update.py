@@ -19,8 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import common, p1_step
-from rgsd.divergence import DivergenceSpec, Head, chunked_divergence
-from rgsd.trainer import Rollout
+from rgsd.training.loss import DivergenceSpec, Head, chunked_divergence
+from rgsd.training.trainer import Rollout
 
 
 def run(quick: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import common, p1_step
-from rgsd.divergence import DivergenceSpec, Head, chunked_divergence, divergence
+from rgsd.training.loss import DivergenceSpec, Head, chunked_divergence, divergence
 
 VOCABULARY, TOKENS, WIDTH = 151_936, 4096, 1024
 

@@ -13,9 +13,9 @@ from trl import GRPOTrainer
 
 from benchmarks import common, p1_step
 from rgsd import RGSDConfig, RGSDTrainer
-from rgsd.datasets import load
-from rgsd.grpo import RubricGRPOConfig, RubricReward, grpo_rows
+from rgsd.data import load
 from rgsd.judges import JudgeConfig, build_judge
+from rgsd.training.grpo import RubricGRPOConfig, RubricReward, grpo_rows
 
 PROMPTS, ROLLOUTS = 8, 16
 

@@ -16,9 +16,9 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks import common
-from rgsd.datasets import load
-from rgsd.fast import decoding
-from rgsd.prompts import student_messages
+from rgsd.data import load
+from rgsd.models.kernels import decoding
+from rgsd.prompts.messages import student_messages
 
 
 def run(quick: bool) -> dict[str, Any]:

@@ -61,18 +61,25 @@ FORBIDDEN = {
     "datasets": {"torch", "transformers", "tokenizers", "trl"},
     "leaks": {"torch", "transformers", "trl", "rgsd.rubrics"},
     "prompts": {"torch", "transformers", "tokenizers", "trl"},
-    "judges": {"torch", "transformers", "trl", "rgsd.trainer"},
-    "divergence": {"transformers", "trl", "rgsd.config", "rgsd.trainer", "rgsd.rubrics", "rgsd.prompts"},
-    "batching": {"transformers", "trl", "rgsd.rubrics", "rgsd.divergence"},
-    "fast": {"trl", "rgsd.rubrics", "rgsd.prompts", "rgsd.teacher", "rgsd.config"},
-    "trainer": {"rgsd.judges", "rgsd.evaluate", "rgsd.runs", "rgsd.datasets"},
-    "evaluate": {"trl", "rgsd.trainer", "rgsd.divergence"},
+    "judges": {"torch", "transformers", "trl", "rgsd.training.trainer"},
+    "divergence": {
+        "transformers",
+        "trl",
+        "rgsd.training.config",
+        "rgsd.training.trainer",
+        "rgsd.rubrics",
+        "rgsd.prompts.messages",
+    },
+    "batching": {"transformers", "trl", "rgsd.rubrics", "rgsd.training.loss"},
+    "fast": {"trl", "rgsd.rubrics", "rgsd.prompts.messages", "rgsd.training.teacher", "rgsd.training.config"},
+    "trainer": {"rgsd.judges", "rgsd.evaluation.evaluate", "rgsd.runs", "rgsd.data"},
+    "evaluate": {"trl", "rgsd.training.trainer", "rgsd.training.loss"},
     "statistics": {"torch", "transformers", "trl"},
     "compare": {"torch", "transformers", "trl"},
     "report": {"torch", "transformers", "trl", "rgsd.judges"},
     "agreement": {"torch", "transformers", "trl"},
-    "grpo": {"rgsd.trainer", "rgsd.divergence", "rgsd.teacher"},
-    "sft": {"rgsd.trainer", "rgsd.divergence", "rgsd.teacher", "rgsd.grpo"},
+    "grpo": {"rgsd.training.trainer", "rgsd.training.loss", "rgsd.training.teacher"},
+    "sft": {"rgsd.training.trainer", "rgsd.training.loss", "rgsd.training.teacher", "rgsd.training.grpo"},
     "runs": {"rgsd.models", "transformers"},
 }
 
@@ -165,7 +172,7 @@ PRIVATE_IN_TRL = {n for n in PRIVATE_IN_TRL if is_private(n)}
 def is_a_trainer(node):
     """Whether a class is, or is mixed into, one of TRL's trainers."""
     bases = {b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases}
-    return any(name.endswith("Trainer") for name in bases) or bool(bases & {"Durable", "_Base"})
+    return any(name.endswith("Trainer") for name in bases) or bool(bases & {"CheckpointMixin", "_Base"})
 
 
 def touches(source):
@@ -203,7 +210,7 @@ def test_trls_internals_are_touched_where_it_is_said(path):
     [
         ("def f(trainer):\n    trainer._metrics['train'].clear()", {"_metrics"}),
         ("class A(GRPOTrainer):\n    def _generate(self, prompts): ...", {"_generate"}),
-        ("class A(Durable):\n    def f(self): return self._buffered_inputs", {"_buffered_inputs"}),
+        ("class A(CheckpointMixin):\n    def f(self): return self._buffered_inputs", {"_buffered_inputs"}),
         ("def f(t):\n    return getattr(t, '_logs', None)", {"_logs"}),
         ("class A:\n    def __init__(self): self._metrics = 1", set()),
         ("class A:\n    def _generate(self): ...\n    def f(self): return self._generate()", set()),

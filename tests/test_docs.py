@@ -167,6 +167,6 @@ def test_the_settings_page_has_a_table_for_every_class_of_settings():
     for file in (ROOT / "src").rglob("*.py"):
         module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
         declared |= {f"{module}.{name}" for name in re.findall(r"^class (\w+Config)\b", file.read_text(), re.MULTILINE)}
-    public = {"rgsd.judges.settings.JudgeConfig": "rgsd.judges.JudgeConfig"}
+    public = {"rgsd.judges.config.JudgeConfig": "rgsd.judges.JudgeConfig"}
     assert {public.get(name, name) for name in declared} == shown
     assert len(shown) > 10

@@ -8,17 +8,7 @@ import yaml
 
 from rgsd import runs
 from rgsd.errors import RunError
-from rgsd.runs import (
-    CONFIG,
-    LOCK,
-    METRICS,
-    RECORD,
-    RESULTS,
-    SAMPLES,
-    SET_ASIDE,
-    create_run,
-    open_run,
-)
+from rgsd.runs import CONFIG, LOCK, METRICS, RECORD, RESULTS, SAMPLES, SET_ASIDE, create_run, open_run
 
 
 def test_a_run_records_what_it_was_made_of(tmp_path):

@@ -12,19 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rgsd.config import RGSDConfig
-    from rgsd.datasets import load
+    from rgsd.data import load
     from rgsd.rubrics import Criterion, Example, Rubric, Verdict
-    from rgsd.trainer import RGSDTrainer
+    from rgsd.training.config import RGSDConfig
+    from rgsd.training.trainer import RGSDTrainer
 
 _HOMES = {
     "Criterion": "rgsd.rubrics",
     "Example": "rgsd.rubrics",
-    "RGSDConfig": "rgsd.config",
-    "RGSDTrainer": "rgsd.trainer",
+    "RGSDConfig": "rgsd.training.config",
+    "RGSDTrainer": "rgsd.training.trainer",
     "Rubric": "rgsd.rubrics",
     "Verdict": "rgsd.rubrics",
-    "load": "rgsd.datasets",
+    "load": "rgsd.data",
 }
 
 __all__ = ["Criterion", "Example", "RGSDConfig", "RGSDTrainer", "Rubric", "Verdict", "load"]

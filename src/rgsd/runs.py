@@ -42,9 +42,9 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
     fcntl = None
 
 from rgsd.errors import RunError
+from rgsd.evaluation.rows import BadRow, check_record, check_row, loads
 from rgsd.progress import say
 from rgsd.redaction import redact_arguments, redact_known, without_credentials
-from rgsd.rows import BadRow, check_record, check_row, loads
 
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
@@ -60,8 +60,8 @@ _OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
 """What a start leaves that was killed before it had written run.json."""
 _ROW_FIELDS = {
     SAMPLES: ("arm", "example_id", "scoring", "score", "verdicts"),
-    RESPONSES: ("arm", "example_id", "text", "n_tokens", "is_truncated", "is_opened"),
-    REFERENCES: ("example_id", "text", "n_tokens", "is_truncated", "is_opened", "key"),
+    RESPONSES: ("arm", "example_id", "text", "n_tokens", "is_truncated", "starts_in_thinking"),
+    REFERENCES: ("example_id", "text", "n_tokens", "is_truncated", "starts_in_thinking", "key"),
 }
 """What every row of a file has; a row without it is refused when it is read, not where it is used."""
 
@@ -72,9 +72,9 @@ reads the rubric or a reference; the trained policy; a model that reads another 
 that is shown nothing; any other model of an evaluation."""
 
 
-def conditioned_role(enrichment: str) -> str:
+def conditioned_role(privileged_context: str) -> str:
     """The role of a model that is shown this besides the prompt."""
-    return CONTROL if enrichment in ("mismatched", "none") else CONDITIONED
+    return CONTROL if privileged_context in ("mismatched", "none") else CONDITIONED
 
 
 @dataclass

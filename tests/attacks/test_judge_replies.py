@@ -9,7 +9,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_server import OpenAIServer, Reply, asked_ids
+from support.openai_server import OpenAIServer, Reply, asked_ids
 
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.prompt import MAX_REPLY_CHARS, UnusableReply, read_reply, requests, verdict_id

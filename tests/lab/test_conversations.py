@@ -9,8 +9,8 @@ from rgsd.lab import conversations as module
 from rgsd.lab.conversations import Conversations, Mixture
 from rgsd.lab.words import MODIFIERS
 from rgsd.lab.world import World, read_fact
-from rgsd.leaks import mentions_rubric
-from rgsd.thinking import strip_thinking
+from rgsd.prompts.leaks import mentions_rubric
+from rgsd.prompts.thinking import strip_thinking
 
 
 def draw(n, world=None, seed=0, **mixture):

@@ -5,11 +5,12 @@ think-mask fails here."""
 import pytest
 import torch
 
-from rgsd import models, pipeline
+from rgsd import models
 from rgsd.lab import figures
 from rgsd.lab.grid import load_arms
 from rgsd.lab.running import Job, recipe_of
 from rgsd.lab.world import World, write_jsonl
+from rgsd.workflows import train as pipeline
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,8 @@ from rgsd.lab.figures import TOLERANCE, Figures, arms, compare, measure
 from rgsd.lab.words import MODIFIERS, QUESTIONS, TOPICS
 from rgsd.lab.world import World
 from rgsd.models import fingerprint, load_model, load_tokenizer
-from rgsd.prompts import student_messages, teacher_messages
-from rgsd.thinking import response_mask
+from rgsd.prompts.messages import student_messages, teacher_messages
+from rgsd.prompts.thinking import response_mask
 
 pytestmark = pytest.mark.integration
 

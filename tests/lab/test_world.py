@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 
-from rgsd.datasets import load
+from rgsd.data import load
 from rgsd.errors import ConfigError, DataError
 from rgsd.judges import ChecksJudge, checks
 from rgsd.lab.words import KIND_NAMES, KINDS, MODIFIERS, TOPICS, plain_thoughts, rubric_thought
 from rgsd.lab.world import SPLITS, WEIGHTS, World, read_fact, write_jsonl
-from rgsd.leaks import mentions_rubric
+from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rubrics import fingerprint, score
 
 

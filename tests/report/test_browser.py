@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_runs import make_runs
+from support.made_runs import make_runs
 from test_report import arm_rows, made
 
 from rgsd.cli import main
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parent.parent / "browser" / "check.cjs"
+SCRIPT = Path(__file__).parents[1] / "support" / "browser" / "check.cjs"
 SECONDS_TO_OPEN = 2.0
 RESPONSES = 2_000
 

@@ -6,20 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_runs import make_runs
+from support.made_runs import make_runs
 from test_report import Page
 
 from rgsd import models
 from rgsd.cli import main
-from rgsd.datasets import load
-from rgsd.divergence import DivergenceSpec
+from rgsd.data import load
 from rgsd.errors import ConfigError, DataError, PromptTooLong, RunError
-from rgsd.explain import ExplainConfig, explain, summary, token_rows
-from rgsd.pipeline import DataConfig
-from rgsd.prompts import PromptSettings, student_messages, teacher_messages
+from rgsd.prompts.messages import PromptSettings, student_messages, teacher_messages
+from rgsd.prompts.thinking import align
 from rgsd.report import TOKEN_MAPS, token_page
+from rgsd.report.token_map import ExplainConfig, explain, summary, token_rows
 from rgsd.runs import create_run, open_run
-from rgsd.thinking import align
+from rgsd.training.loss import DivergenceSpec
+from rgsd.workflows.train import DataConfig
 
 TEXT = "Drink water and rest. \N{HOT BEVERAGE}\ufe0f \N{FACE WITH THERMOMETER}"
 
@@ -69,7 +69,7 @@ def check(found, tokenizer, teacher, student, ids, entries, threshold):
 
 
 def test_numbers_of_a_model_are_the_plain_ones(runs, response, tokenizer):
-    settings = ExplainConfig(response=response, template="cover", clip_threshold=0.01, beta=0.3, top_words=3)
+    settings = ExplainConfig(response=response, template="cover", clip_threshold=0.01, beta=0.3, top_tokens=3)
     found = explain(str(runs / "model"), "r3", data_of(runs), settings)
     example = next(e for e in load(str(runs / "data.jsonl")).examples if e.id == "r3")
     model = models.load_model(str(runs / "model"))
@@ -98,13 +98,15 @@ def test_of_a_run_the_student_is_trained_and_the_teacher_is_its_base(runs, respo
 
 
 def test_a_teacher_that_is_shown_nothing_pulls_nowhere(runs, response):
-    found = explain(str(runs / "model"), "r0", data_of(runs), ExplainConfig(response=response, enrichment="none"))
+    found = explain(
+        str(runs / "model"), "r0", data_of(runs), ExplainConfig(response=response, privileged_context="none")
+    )
     assert max(t["d"] for t in found["tokens"]) < 1e-6
     assert not any(c["is_shown"] for c in found["criteria"])
 
 
 def test_the_mismatched_control_shows_another_rubric_of_the_same_side(runs, response):
-    settings = ExplainConfig(response=response, enrichment="mismatched")
+    settings = ExplainConfig(response=response, privileged_context="mismatched")
     held_out = json.loads((runs / "rgsd" / "split.json").read_text())["held_out"]
     found = explain(f"{runs / 'rgsd'}:base", held_out[0], DataConfig(), settings)
     shown = found["teacher_prompt"][-1]["content"]
@@ -180,7 +182,7 @@ def test_logits_are_compared_in_pieces_without_a_seam(tokenizer):
     [
         ("{}/model", "r33", {}, DataError, "no example has the id 'r33', the data have 10, such as r3"),
         ("{}/model", "r0", {"keep": True}, ConfigError, "nowhere to keep"),
-        ("{}/model+rubric", "r0", {}, ConfigError, "--enrichment rubric"),
+        ("{}/model+rubric", "r0", {}, ConfigError, "--privileged_context rubric"),
         ("{}/model:base", "r0", {}, RunError, "no run's folder"),
         ("{}/model", "r0", {"response": "/no/such.txt"}, DataError, "cannot be read"),
         ("{}/rgsd", "r0", {"arm": "other"}, RunError, "no stored response of arm 'other'"),
@@ -199,8 +201,8 @@ def test_what_cannot_be_explained_is_refused(runs, tmp_path, name, example, sett
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="both response and arm"):
         ExplainConfig(response="x", arm="base")
-    with pytest.raises(ConfigError, match="top_words"):
-        ExplainConfig(top_words=0)
+    with pytest.raises(ConfigError, match="top_tokens"):
+        ExplainConfig(top_tokens=0)
 
 
 def test_evaluations_and_unfinished_runs_are_told_from_models(runs, tmp_path):

@@ -7,11 +7,11 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
-from made_runs import HOSTILE, make_runs
+from support.made_runs import HOSTILE, make_runs
 
-from rgsd import compare, statistics
 from rgsd.cli import main
 from rgsd.errors import RunError
+from rgsd.evaluation import compare, statistics
 from rgsd.report import TOKEN_MAPS, facts, page, read, report_page
 from rgsd.report.page import as_json, embedded_json
 from rgsd.runs import create_run, open_run
@@ -82,7 +82,7 @@ def arm_rows(name, scores, *, tokens=10, verdicts=None, text="a response"):
 
 def made(folder, *arms, settings=None, **meta):
     """A run folder with these arms."""
-    run = create_run(folder, {"seed": 0, "clip_threshold": 0.05, "enrichment": "rubric"} | (settings or {}))
+    run = create_run(folder, {"seed": 0, "clip_threshold": 0.05, "privileged_context": "rubric"} | (settings or {}))
     for rows in arms:
         run.append("samples.jsonl", rows)
     run.note(**({"status": "finished"} | meta))
@@ -201,8 +201,8 @@ def test_the_headline_says_no_more_than_the_interval(tmp_path, base, trained, he
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"enrichment": "mismatched"}, "This run is a control: its teacher was shown another prompt's rubric."),
-        ({"enrichment": "none"}, "This run is a control: its teacher was shown no rubric."),
+        ({"privileged_context": "mismatched"}, "This run is a control: its teacher was shown another prompt's rubric."),
+        ({"privileged_context": "none"}, "This run is a control: its teacher was shown no rubric."),
         ({}, "This run alone cannot say whether the right rubric mattered"),
     ],
 )
@@ -301,7 +301,13 @@ def test_nothing_of_a_run_becomes_markup(tmp_path):
         **dict.fromkeys(("example_id", "policy", "model", "question", "source"), HOSTILE),
         **dict.fromkeys(("mean", "mean_clipped", "top_tenth_share", "n_in_loss", "n_tokens"), 1),
         "tokens": [token],
-        "settings": {"enrichment": "rubric", "beta": 0.5, "clip": "none", "clip_threshold": 0.05, "temperature": 1.0}
+        "settings": {
+            "privileged_context": "rubric",
+            "beta": 0.5,
+            "clip": "none",
+            "clip_threshold": 0.05,
+            "temperature": 1.0,
+        }
         | {"template": HOSTILE},
         "criteria": [{"criterion": HOSTILE, "weight": 1.0, "tags": [], "is_shown": True}],
         "teacher_prompt": [{"role": HOSTILE, "content": HOSTILE}],

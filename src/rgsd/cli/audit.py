@@ -11,8 +11,8 @@ Without ARM, all arms of the run. `length` needs no judge; `claims` and `overcla
 
 def main(argv: list[str]) -> int:
     """Audit the stored responses of runs."""
-    from rgsd.audits import AuditConfig, audit, check_audit, show_audit
     from rgsd.cli.train import parse_plain, quieten, split_names
+    from rgsd.evaluation.audits import AuditConfig, audit, check_audit, show_audit
     from rgsd.judges import JudgeConfig
 
     names, flags = split_names(argv)

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and not args.second_judge:
         parser.error(f"unknown: {' '.join(rest)} (settings of a judge need --second_judge)")
-    from rgsd.compare import compare_runs, show
+    from rgsd.evaluation.compare import compare_runs, show
     from rgsd.runs import write_json
 
     second = None

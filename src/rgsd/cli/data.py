@@ -7,8 +7,8 @@ import argparse
 
 def main(argv: list[str]) -> int:
     """Print the summary of a rubric file and one example as student and teacher will read it."""
-    from rgsd import datasets
-    from rgsd.prompts import PromptSettings, student_messages, teacher_messages, template_names
+    from rgsd import data as datasets
+    from rgsd.prompts.messages import PromptSettings, student_messages, teacher_messages, template_names
 
     parser = argparse.ArgumentParser(prog="rgsd data", description="Tell what a rubric file holds.")
     parser.add_argument("path", help="a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`")

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     import json
 
-    from rgsd.doctor import examine
+    from rgsd.workflows.doctor import examine
 
     found = examine()
     if args.json:

@@ -15,10 +15,10 @@ prompt's). Beside a run, --data defaults to the run's own held-out prompts.
 def main(argv: list[str]) -> int:
     """Measure models on rubric data; the first one is what the others are compared with."""
     from rgsd.cli.train import parse_plain, quieten, split_names
+    from rgsd.evaluation.measure import MeasureConfig, evaluate_models
     from rgsd.judges import JudgeConfig
-    from rgsd.measure import MeasureConfig, evaluate_models
-    from rgsd.pipeline import DataConfig, show_results
     from rgsd.runs import RESULTS
+    from rgsd.workflows.train import DataConfig, show_results
 
     names, flags = split_names(argv)
     if "--help" in flags or "-h" in flags:

@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
         return 2
     quieten()
     from rgsd.errors import RunError
-    from rgsd.explain import ExplainConfig, explain
-    from rgsd.pipeline import DataConfig
     from rgsd.report import token_page, write_page
+    from rgsd.report.token_map import ExplainConfig, explain
     from rgsd.runs import write_json
+    from rgsd.workflows.train import DataConfig
 
     data, settings = parse_plain((DataConfig, ExplainConfig), flags, "explain")
     output = Path(settings.output)

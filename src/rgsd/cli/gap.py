@@ -14,11 +14,11 @@ between teacher and student; and says whether training will pay, and with which 
 def main(argv: list[str]) -> int:
     """Measure the conditioning gap of a model on rubric data."""
     from rgsd.cli.train import parse_plain, quieten, split_names
-    from rgsd.gap import GapConfig, gap, show_gap
+    from rgsd.evaluation.gap import GapConfig, gap, show_gap
+    from rgsd.evaluation.measure import MeasureConfig
     from rgsd.judges import JudgeConfig
-    from rgsd.measure import MeasureConfig
-    from rgsd.pipeline import DataConfig
     from rgsd.runs import RESULTS
+    from rgsd.workflows.train import DataConfig
 
     names, flags = split_names(argv)
     if "--help" in flags or "-h" in flags:

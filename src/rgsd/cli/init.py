@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", nargs="?", default="my-rubrics", help="where to; unset: my-rubrics")
     parser.add_argument("--overwrite", choices=["true", "false"], default="false", help="replace files that are there")
     args = parser.parse_args(argv)
-    from rgsd.starter import start
+    from rgsd.workflows.starter import start
 
     recipe, rubrics, judged = start(args.folder, overwrite=args.overwrite == "true")
     print(f"{recipe}  everything about one run, with comments")

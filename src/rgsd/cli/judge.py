@@ -35,9 +35,9 @@ def _check(argv: list[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     if any(word.split("=")[0] == "--judge_mode" for word in rest):
         parser.error("the judge is asked as --modes says: name the mode there, not as --judge_mode")
-    from rgsd.agreement import check_file, show
     from rgsd.cli.train import parse_plain
     from rgsd.errors import JudgeError
+    from rgsd.evaluation.agreement import check_file, show
     from rgsd.judges import JudgeConfig
     from rgsd.runs import write_json
 

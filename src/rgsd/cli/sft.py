@@ -6,6 +6,6 @@ from __future__ import annotations
 def main(argv: list[str]) -> int:
     """Fine-tune on the conditioned base model's own responses with TRL's SFTTrainer; measure as `rgsd train` does."""
     from rgsd.cli.train import run
-    from rgsd.sft import RubricSFTConfig
+    from rgsd.training.sft import RubricSFTConfig
 
     return run(argv, RubricSFTConfig, "sft")

@@ -13,7 +13,7 @@ from typing import Any
 
 def main(argv: list[str]) -> int:
     """Train from a recipe; any field of it can be overridden by a flag."""
-    from rgsd.config import RGSDConfig
+    from rgsd.training.config import RGSDConfig
 
     return run(argv, RGSDConfig, "train")
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 def run(argv: list[str], kind: type, command: str) -> int:
     """A command that trains: in this process, or in as many as the launcher's settings ask for."""
     quieten()
-    from rgsd.launch import is_launched, launch, launch_config, leave_group
+    from rgsd.training.launch import is_launched, launch, launch_config, leave_group
 
     settings = launch_config(argv)
     is_many = settings.accelerate_config or (settings.num_processes or 1) > 1
@@ -29,13 +29,13 @@ def run(argv: list[str], kind: type, command: str) -> int:
         return launch(settings, command, argv)
     recipe, dry = parse_all(argv, kind, command)
     if dry.dry_run:
-        from rgsd.dry_run import dry_run
+        from rgsd.workflows.dry_run import dry_run
 
         dry_run(recipe, settings, device_gib=dry.device_gib)
         return 0
-    from rgsd.pipeline import show_results, train
     from rgsd.progress import say
     from rgsd.runs import RESULTS
+    from rgsd.workflows.train import show_results, train
 
     try:
         done = train(recipe)
@@ -70,11 +70,11 @@ def parse_all(argv: list[str], kind: type | None = None, command: str = "train")
     """
     from trl import ModelConfig
 
-    from rgsd.config import RGSDConfig
-    from rgsd.dry_run import DryRunConfig
     from rgsd.judges import JudgeConfig
-    from rgsd.launch import LaunchConfig
-    from rgsd.pipeline import DataConfig, EvalConfig, Recipe
+    from rgsd.training.config import RGSDConfig
+    from rgsd.training.launch import LaunchConfig
+    from rgsd.workflows.dry_run import DryRunConfig
+    from rgsd.workflows.train import DataConfig, EvalConfig, Recipe
 
     parts = (kind or RGSDConfig, ModelConfig, DataConfig, EvalConfig, JudgeConfig, LaunchConfig, DryRunConfig)
     training, model, data, evaluation, judge, _, dry = parse_into(parts, argv, command)

@@ -8,8 +8,8 @@ def main(argv: list[str]) -> int:
     from trl import ModelConfig, SFTConfig
 
     from rgsd.cli.train import parse_into, quieten
-    from rgsd.pipeline import DataConfig
-    from rgsd.warmstart import WarmStartConfig, warm_start
+    from rgsd.workflows.train import DataConfig
+    from rgsd.workflows.warmstart import WarmStartConfig, warm_start
 
     quieten()
     run = warm_start(*parse_into((SFTConfig, ModelConfig, DataConfig, WarmStartConfig), argv, "warmstart"))

@@ -21,6 +21,7 @@ from typing import Any
 
 from rgsd.errors import BudgetExhausted, ConfigError, JudgeError
 from rgsd.judges.cache import LEASE, RENEW_EVERY, ReplyCache
+from rgsd.judges.config import JudgeConfig
 from rgsd.judges.judgement import Judgement, Task, Usage
 from rgsd.judges.prompt import (
     MAX_REPLY_CHARS,
@@ -32,7 +33,6 @@ from rgsd.judges.prompt import (
     requests,
     unscored,
 )
-from rgsd.judges.settings import JudgeConfig
 from rgsd.progress import say
 from rgsd.redaction import redact, redact_known, remember, remember_settings, without_url_credentials
 from rgsd.rubrics import Criterion, Example, Rubric, Verdict

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
 from rgsd.rubrics import Example, Verdict
-from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
 PROMPT_VERSION = 2
 """Rises with every change to the texts below or to how a reply is read: part of the key under which replies are kept.

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from rgsd.evaluation.statistics import Conclusion, conclude, interval, latest, student_quantile
 from rgsd.lab.running import BASE_ARMS, Job
 from rgsd.lab.world import Audit, World
-from rgsd.leaks import mentions_rubric
+from rgsd.prompts.leaks import mentions_rubric
 from rgsd.runs import METRICS, SAMPLES, open_run
-from rgsd.statistics import Conclusion, conclude, interval, latest, student_quantile
 
 MEASURES = {
     "satisfaction": "rubric satisfaction",

@@ -21,9 +21,9 @@ from typing import Any
 
 from rgsd.lab.words import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS, plain_thoughts, rubric_thought
 from rgsd.lab.world import PITFALL_WEIGHTS, WEIGHTS, Fact, World, states, tells
-from rgsd.prompts import ChatMessages, PromptSettings, student_messages, teacher_messages, template_names
+from rgsd.prompts.messages import ChatMessages, PromptSettings, student_messages, teacher_messages, template_names
+from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
 from rgsd.rubrics import Criterion, Example, Rubric
-from rgsd.thinking import CLOSE_TAG, OPEN_TAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,16 +251,16 @@ def example_of(
 
 
 @lru_cache(maxsize=64)
-def settings_of(template: str, enrichment: str, show_weights: bool) -> PromptSettings:
+def settings_of(template: str, privileged_context: str, show_weights: bool) -> PromptSettings:
     """Settings, made once: each time they are made, the template is tried out."""
-    return PromptSettings(template=template, enrichment=enrichment, show_weights=show_weights)  # pyright: ignore
+    return PromptSettings(template=template, privileged_context=privileged_context, show_weights=show_weights)  # pyright: ignore
 
 
 def every_setting() -> list[PromptSettings]:
     """Every way in which the product's templates can show a rubric or a reference."""
     return [
-        settings_of(template, enrichment, weights)
+        settings_of(template, privileged_context, weights)
         for template in template_names()
-        for enrichment in ("rubric", "reference", "both")
+        for privileged_context in ("rubric", "reference", "both")
         for weights in (False, True)
     ]

@@ -14,13 +14,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgsd.errors import ConfigError, ModelError
-from rgsd.evaluate import judge_responses
-from rgsd.generation import generate
+from rgsd.evaluation.evaluate import judge_responses
+from rgsd.inference import generate
 from rgsd.judges import ChecksJudge
 from rgsd.lab.world import World
-from rgsd.leaks import mentions_rubric
-from rgsd.prompts import PromptSettings, training_rows
-from rgsd.thinking import strip_thinking
+from rgsd.prompts.leaks import mentions_rubric
+from rgsd.prompts.messages import PromptSettings, training_rows
+from rgsd.prompts.thinking import strip_thinking
 
 FILE = "figures.json"
 MAX_NEW_TOKENS = 96
@@ -54,13 +54,13 @@ TOLERANCE = Arm(satisfaction=0.06, false_share=0.06, names_rubric=0.1, mean_toke
 def arms() -> dict[str, tuple[PromptSettings, bool]]:
     """Arm -> what the prompt carries, and whether the model thinks first."""
     plain = {
-        "base": PromptSettings("cover", enrichment="none"),
+        "base": PromptSettings("cover", privileged_context="none"),
         "base+rubric": PromptSettings("cover"),
         "base+rubric, paper template": PromptSettings("paper"),
         "base+rubric, system template": PromptSettings("system"),
-        "base+reference": PromptSettings("cover", enrichment="reference"),
-        "base+both": PromptSettings("cover", enrichment="both"),
-        "base+mismatched": PromptSettings("cover", enrichment="mismatched"),
+        "base+reference": PromptSettings("cover", privileged_context="reference"),
+        "base+both": PromptSettings("cover", privileged_context="both"),
+        "base+mismatched": PromptSettings("cover", privileged_context="mismatched"),
     }
     thinking = {f"{name}, thinking": plain[name] for name in ("base", "base+rubric", "base+mismatched")}
     return {name: (settings, name in thinking) for name, settings in (plain | thinking).items()}

@@ -36,8 +36,8 @@ from rgsd.lab.words import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPIC
 from rgsd.lab.world import PITFALL_WEIGHTS, WEIGHTS, Fact, World, states, tells
 from rgsd.models import fingerprint, load_model, load_tokenizer, save_model
 from rgsd.progress import say
-from rgsd.prompts import teacher_messages
-from rgsd.thinking import CLOSE_TAG, OPEN_TAG
+from rgsd.prompts.messages import teacher_messages
+from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
 
 SECONDS_BETWEEN_LINES = 15.0
 

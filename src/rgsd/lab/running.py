@@ -238,11 +238,11 @@ def recipe_of(command: str, settings: dict[str, Any]) -> Any:
     from transformers import HfArgumentParser
     from trl import ModelConfig
 
-    from rgsd.config import RGSDConfig
-    from rgsd.grpo import RubricGRPOConfig
     from rgsd.judges import JudgeConfig
-    from rgsd.pipeline import DataConfig, EvalConfig, Recipe
-    from rgsd.sft import RubricSFTConfig
+    from rgsd.training.config import RGSDConfig
+    from rgsd.training.grpo import RubricGRPOConfig
+    from rgsd.training.sft import RubricSFTConfig
+    from rgsd.workflows.train import DataConfig, EvalConfig, Recipe
 
     kinds: dict[str, Any] = {"train": RGSDConfig, "grpo": RubricGRPOConfig, "sft": RubricSFTConfig}
     parts: Any = (kinds[command], ModelConfig, DataConfig, EvalConfig, JudgeConfig)
@@ -259,15 +259,16 @@ def recipe_of(command: str, settings: dict[str, Any]) -> Any:
 def _train_and_measure(job: Job) -> dict[str, list[dict[str, Any]]]:
     import torch
 
-    from rgsd import models, pipeline
+    from rgsd import models
+    from rgsd.workflows import train as pipeline
 
     if job.arm is None:
         run = create_run(
             job.home, {"model_name_or_path": "nano", "data": str(job.data), "seed": job.seed}, overwrite=True
         )
         roles = {
-            arm: BASELINE if enrichment == "none" else conditioned_role(enrichment)
-            for arm, enrichment in BASE_ARMS.items()
+            arm: BASELINE if privileged_context == "none" else conditioned_role(privileged_context)
+            for arm, privileged_context in BASE_ARMS.items()
         }
         run.note(kind="eval", roles=roles)
         model, tokenizer = models.load_model("nano"), models.load_tokenizer("nano")
@@ -277,22 +278,24 @@ def _train_and_measure(job: Job) -> dict[str, list[dict[str, Any]]]:
         run = pipeline.train(recipe_of(job.arm.command, job.settings()))
         model, tokenizer = models.load_trained(run.folder)
         shown = {"trained": "none"}
-    rows = {arm: measure(run, arm, enrichment, model, tokenizer, job) for arm, enrichment in shown.items()}
+    rows = {
+        arm: measure(run, arm, privileged_context, model, tokenizer, job) for arm, privileged_context in shown.items()
+    }
     if job.arm is not None:
         run.note(lab_settings=_identity(job))
     run.note(status="finished", lab_status="measured")
     return rows
 
 
-def measure(run: Run, arm: str, enrichment: str, model: Any, tokenizer: Any, job: Job) -> list[dict[str, Any]]:
+def measure(run: Run, arm: str, privileged_context: str, model: Any, tokenizer: Any, job: Job) -> list[dict[str, Any]]:
     """Greedy responses to the held-out prompts of the job's task, with exact verdicts, into the run's samples.jsonl."""
-    from rgsd import evaluate
-    from rgsd.generation import TransformersGenerator
+    from rgsd.evaluation import evaluate
+    from rgsd.inference import TransformersGenerator
     from rgsd.judges import ChecksJudge
-    from rgsd.prompts import PromptSettings, training_rows
+    from rgsd.prompts.messages import PromptSettings, training_rows
 
     examples = World(task_seed=job.seed, generality=job.task.generality).examples(HELD_OUT, think=job.task.think)
-    settings = PromptSettings("cover", enrichment=enrichment, seed=job.seed)  # pyright: ignore[reportArgumentType]
+    settings = PromptSettings("cover", privileged_context=privileged_context, seed=job.seed)  # pyright: ignore[reportArgumentType]
     prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
     generator = TransformersGenerator(model, tokenizer, max_new_tokens=MAX_NEW_TOKENS, batch_size=96)
     return evaluate.measure(run, arm, examples, prompts, generator, ChecksJudge())

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from rgsd import compare, statistics
 from rgsd.errors import RGSDError, RunError
-from rgsd.leaks import mentions_rubric
-from rgsd.rows import loads
+from rgsd.evaluation import compare, statistics
+from rgsd.evaluation.rows import loads
+from rgsd.evaluation.statistics import Conclusion, conclude, points, verdict_sentence
+from rgsd.prompts.leaks import mentions_rubric
 from rgsd.runs import (
     BASELINE,
     CANDIDATE,
@@ -31,7 +32,6 @@ from rgsd.runs import (
     Run,
     open_run,
 )
-from rgsd.statistics import Conclusion, conclude, points, verdict_sentence
 
 TOKEN_MAPS = "explanations.jsonl"
 """Token maps that `rgsd explain --keep` left in a run's folder."""
@@ -122,7 +122,7 @@ class RunFacts:
         arms: in the order of the evaluation.
         steps: logged steps, the last line of each step.
         cost: what it cost.
-        change: `rgsd.compare.difference` from baseline to the trained arm; None where either is missing.
+        change: `rgsd.evaluation.compare.difference` from baseline to the trained arm; None where either is missing.
         maps: its token maps.
         problems: what is missing or doubtful, in sentences.
         advice: what `rgsd gap` concluded.
@@ -153,11 +153,11 @@ class RunFacts:
 
 @dataclass(slots=True)
 class Facts:
-    """Several runs, and what came of setting the others against the first (`rgsd.compare`).
+    """Several runs, and what came of setting the others against the first (`rgsd.evaluation.compare`).
 
     Args:
         runs: as named.
-        comparison: of `rgsd.compare.compare`; None for one run, or where they cannot be compared.
+        comparison: of `rgsd.evaluation.compare.compare`; None for one run, or where they cannot be compared.
         refusal: why they cannot.
     """
 
@@ -458,16 +458,16 @@ def verdict(facts: RunFacts) -> list[str]:
 
 def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
     said = []
-    enrichment = (facts.run.settings or {}).get("enrichment", "rubric")
-    if facts.kind == "rgsd" and enrichment == "rubric" and conclude(gain) is Conclusion.BETTER:
+    privileged_context = (facts.run.settings or {}).get("privileged_context", "rubric")
+    if facts.kind == "rgsd" and privileged_context == "rubric" and conclude(gain) is Conclusion.BETTER:
         said.append(
             "This run alone cannot say whether the right rubric mattered: the control with another prompt's rubric "
-            "(`--enrichment mismatched`) does."
+            "(`--privileged_context mismatched`) does."
         )
     if facts.kind == "sft":
         said.append("This run is a control: it was fine-tuned on the responses of the model that sees the rubric.")
-    if facts.kind == "rgsd" and enrichment in ("mismatched", "none"):
-        shown = "another prompt's rubric" if enrichment == "mismatched" else "no rubric"
+    if facts.kind == "rgsd" and privileged_context in ("mismatched", "none"):
+        shown = "another prompt's rubric" if privileged_context == "mismatched" else "no rubric"
         said.append(f"This run is a control: its teacher was shown {shown}.")
     if facts.kind in TRAINING:
         said.append("One run with one seed: the intervals are over prompts, not over repeated training.")

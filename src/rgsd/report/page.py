@@ -20,20 +20,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from rgsd import statistics
 from rgsd.errors import RunError
+from rgsd.evaluation import statistics
 from rgsd.redaction import redact_known
 from rgsd.report import charts
 from rgsd.report.charts import Series, number
-from rgsd.report.facts import (
-    MOST_GROUPS,
-    TRAINING,
-    Arm,
-    Facts,
-    RunFacts,
-    cost_sentence,
-    verdict,
-)
+from rgsd.report.facts import MOST_GROUPS, TRAINING, Arm, Facts, RunFacts, cost_sentence, verdict
 from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED
 
 COLOURS = 8
@@ -84,7 +76,7 @@ def report_page(facts: Facts) -> str:
 
 
 def token_page(found: Mapping[str, Any]) -> str:
-    """The page of one token map, as `rgsd.explain.explain` returns it."""
+    """The page of one token map, as `rgsd.report.token_map.explain` returns it."""
     rows = [r for r in found["tokens"] if r["m"]]
     most = sorted(rows, key=lambda r: -r["d"])[:10]
     payload = {"maps": [found], "only": True}

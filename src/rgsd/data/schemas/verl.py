@@ -1,0 +1,88 @@
+"""The verl layout, in which any of the published datasets may come.
+
+    {prompt: [{role, content}], data_source, ability, reward_model: {ground_truth, rubrics, style}, extra_info}
+
+What stands in reward_model.rubrics is an item of some published schema: each is read by that schema's own reader,
+chosen by the item's keys, and the dataset's own score goes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rgsd.data.schemas import fields as f
+from rgsd.data.schemas import healthbench_professional, prbench, rar, researchqa, researchrubrics, rubrichub
+from rgsd.rubrics import Criterion, Example
+
+NAME = "verl"
+SUMMARY = "verl layout of any of them: prompt, data_source, reward_model.rubrics, extra_info"
+
+_RUBRICS = "reward_model.rubrics"
+Reader = Callable[[Any, str], Criterion]
+
+# An item's telling key -> the reader of such items, and the score of their dataset.
+_BY_KEY: dict[str, tuple[Reader, str]] = {
+    "criterion_text": (healthbench_professional.criterion, "healthbench_professional"),
+    "rubric_item": (researchqa.criterion, "researchqa"),
+    "annotations": (prbench.criterion, "prbench"),
+    "weight": (researchrubrics.criterion, "satisfaction"),
+}
+
+
+def matches(row: f.Row) -> bool:
+    """Whether a row has this schema's keys."""
+    return "reward_model" in row and "Rubrics" not in row
+
+
+def parse(row: f.Row, where: f.Where) -> Example:
+    """One row as an example.
+
+    Raises:
+        FieldError: naming the malformed field.
+    """
+    row = f.record(row)
+    reward = f.mapping(row, "reward_model")
+    items = f.from_json(reward.get("rubrics"))
+    extra = f.optional_mapping(row, "extra_info")
+    metadata = rubrichub.metadata(row, reward)
+    reference = rubrichub.ground_truth(reward)
+    if _is_rar(items):
+        rubric, more = rar.read_rubric(items, _RUBRICS, reference)
+        metadata, scoring = metadata | more, "rar_explicit"
+    else:
+        reader, scoring = _reader(items, str(row.get("data_source") or ""))
+        rubric = f.rubric(items, _RUBRICS, reader)
+    return f.example(
+        id=f.identifier(extra, "id", where),
+        messages=f.published_messages(row.get("prompt"), "prompt"),
+        rubric=rubric,
+        scoring=scoring,
+        reference=reference,
+        domain=rubrichub.domain(row),
+        metadata=metadata,
+    )
+
+
+def _is_rar(items: Any) -> bool:
+    """Whether the items are RaR's, whose pitfalls are read together with the rest of the row."""
+    first = f.from_json(items[0]) if isinstance(items, list) and items else None
+    return isinstance(first, Mapping) and not f.is_missing(first.get("description"))
+
+
+def _reader(items: Any, data_source: str) -> tuple[Reader, str]:
+    first = f.from_json(items[0]) if isinstance(items, list) and items else None
+    if isinstance(first, Mapping):
+        for key, found in _BY_KEY.items():
+            if not f.is_missing(first.get(key)):
+                return found
+    # {criterion, points, tags}: HealthBench's items and RubricHub's look alike, so the data source tells them apart.
+    source = data_source.casefold()
+    if "healthbench" in source or "health_bench" in source:
+        return rubrichub.criterion, "healthbench"
+    return rubrichub.criterion, "rubrichub" if _has_verifier(first) or "rubrichub" in source else "satisfaction"
+
+
+def _has_verifier(item: Any) -> bool:
+    tags = item.get("tags") if isinstance(item, Mapping) else None
+    return isinstance(tags, Mapping) and "verifier" in tags

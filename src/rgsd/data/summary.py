@@ -1,0 +1,128 @@
+"""A load in numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rgsd.data.loading import LISTED_PROBLEMS, Loaded
+from rgsd.data.splitting import deduplicate
+from rgsd.rubrics import Criterion, Example
+
+_TOP_DOMAINS = 10
+_LISTED_IDS = 10
+
+
+def summarise(loaded: Loaded) -> dict[str, Any]:
+    """What was loaded, in plain JSON-able numbers.
+
+    Lengths and counts come as {"min", "median", "max"}; shares lie in [0, 1].
+    """
+    examples = loaded.examples
+    criteria = [criterion for example in examples for criterion in example.rubric]
+    return {
+        "schema": loaded.schema,
+        "files": list(loaded.files),
+        "rows": loaded.n_rows,
+        "examples": len(examples),
+        "scoring": _counts(e.scoring for e in examples),
+        "criteria": {"total": len(criteria), "per_example": _spread([len(e.rubric) for e in examples])},
+        "weights": _weights(criteria),
+        "polarity": _counts(t for c in criteria for t in c.tags if t.startswith("polarity:")),
+        "left_out": _left_out(examples),
+        "checks": {"criteria_share": _share(c.check is not None for c in criteria)}
+        | {"examples_share": _share(e.rubric.is_checkable for e in examples)},
+        "prompt_characters": _spread([len(_prompt(e)) for e in examples]),
+        "prompt_words": _spread([len(_prompt(e).split()) for e in examples]),
+        "turns": _spread([len(e.messages) for e in examples]),
+        "references": sum(e.reference is not None for e in examples),
+        "domains": _counts((e.domain or "(none)" for e in examples), top=_TOP_DOMAINS),
+        "duplicates": _duplicates(examples),
+        "problems": {"count": len(loaded.problems), "first": [str(p) for p in loaded.problems[:LISTED_PROBLEMS]]},
+    }
+
+
+def describe(loaded: Loaded) -> str:
+    """`summarise` as a few lines to read."""
+    summary = summarise(loaded)
+    weights, checks, duplicates = summary["weights"], summary["checks"], summary["duplicates"]
+    left_out = summary["left_out"]
+    lines = [
+        ("files", ", ".join(summary["files"]) or "none"),
+        ("schema", f"{summary['schema']}, scored by {_named(summary['scoring']) or 'nothing'}"),
+        ("rows", f"{summary['rows']:,}: {summary['examples']:,} examples, {summary['problems']['count']:,} bad rows"),
+        ("criteria", f"{summary['criteria']['total']:,}, {_range(summary['criteria']['per_example'])} an example"),
+        ("weights", f"{weights['positive']:,} positive, {weights['negative']:,} negative, {_range(weights)}"),
+        ("polarity", _named(summary["polarity"])),
+        ("left out", f"{left_out['count']:,} pitfalls whose polarity is open" if left_out["count"] else ""),
+        ("checks", f"{checks['criteria_share']:.0%} of criteria; {checks['examples_share']:.0%} of examples entirely"),
+        ("prompts", f"{_range(summary['prompt_words'])} words, {_range(summary['prompt_characters'])} characters"),
+        ("turns", f"{_range(summary['turns'])} a prompt"),
+        ("references", f"{summary['references']:,}"),
+        ("domains", _named(summary["domains"])),
+        ("duplicates", f"{duplicates['count']:,} prompts seen before{_among(duplicates['first_ids'])}"),
+    ]
+    text = [f"{name:<11} {value}" for name, value in lines if value]
+    text += [f"left out: {item['id']}: {item['criterion']} ({item['why']})" for item in left_out["first"]]
+    return "\n".join([*text, *(f"bad row: {problem}" for problem in summary["problems"]["first"])])
+
+
+def _named(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _range(spread: dict[str, Any]) -> str:
+    if spread["min"] is None:
+        return "none"
+    median = f" (median {spread['median']:g})" if "median" in spread else ""
+    return f"{spread['min']:g} to {spread['max']:g}{median}"
+
+
+def _among(ids: list[str]) -> str:
+    return f", among them {', '.join(ids)}" if ids else ""
+
+
+def _weights(criteria: Sequence[Criterion]) -> dict[str, Any]:
+    weights = [c.weight for c in criteria]
+    return {
+        "positive": sum(w > 0 for w in weights),
+        "negative": sum(w < 0 for w in weights),
+        "min": min(weights, default=None),
+        "max": max(weights, default=None),
+    }
+
+
+def _left_out(examples: Sequence[Example]) -> dict[str, Any]:
+    """Criteria that are neither shown nor scored, because it is open whether meeting them is good."""
+    found = [{"id": e.id, **item} for e in examples for item in e.metadata.get("left_out") or () if _is_item(item)]
+    return {"count": len(found), "why": _counts(i["why"] for i in found), "first": found[:LISTED_PROBLEMS]}
+
+
+def _is_item(item: object) -> bool:
+    return isinstance(item, dict) and {"criterion", "why"} <= set(item)
+
+
+def _duplicates(examples: Sequence[Example]) -> dict[str, Any]:
+    dropped = deduplicate(examples).dropped
+    return {"count": len(dropped), "first_ids": [e.id for e in dropped[:_LISTED_IDS]]}
+
+
+def _prompt(example: Example) -> str:
+    return "\n".join(message["content"] for message in example.messages)
+
+
+def _spread(numbers: Sequence[int]) -> dict[str, float | int | None]:
+    if not numbers:
+        return {"min": None, "median": None, "max": None}
+    return {"min": min(numbers), "median": statistics.median(numbers), "max": max(numbers)}
+
+
+def _counts(names: Iterable[str], top: int | None = None) -> dict[str, int]:
+    return dict(Counter(names).most_common(top))
+
+
+def _share(flags: Iterable[bool]) -> float:
+    flags = list(flags)
+    return sum(flags) / len(flags) if flags else 0.0

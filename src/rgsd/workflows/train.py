@@ -1,0 +1,660 @@
+"""One training run from a recipe to its table: data, split, baselines, training, evaluation, run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+from trl import ModelConfig, get_peft_config
+
+from rgsd import data as rubric_data
+from rgsd import models
+from rgsd.errors import ConfigError, RunError
+from rgsd.evaluation import evaluate, statistics
+from rgsd.inference import TransformersGenerator
+from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
+from rgsd.models import adapters
+from rgsd.models.sharding import is_partitioned
+from rgsd.progress import Steps, say
+from rgsd.prompts.messages import SHOWS_REFERENCE, PromptSettings, student_messages, training_rows
+from rgsd.prompts.thinking import prompt_opens_thinking
+from rgsd.redaction import without_credentials
+from rgsd.rubrics import Example, fingerprint
+from rgsd.runs import (
+    ADAPTER,
+    BASELINE,
+    METRICS,
+    MODEL,
+    RECORD,
+    RESULTS,
+    ROLLOUTS,
+    SPLIT,
+    TRAINED,
+    Run,
+    conditioned_role,
+    create_run,
+    open_run,
+)
+from rgsd.settings import setting
+from rgsd.training.checkpoints import checkpoints, find, step_of, trim_lines
+from rgsd.training.config import RGSDConfig
+from rgsd.training.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
+from rgsd.training.sft import RubricSFTConfig, RubricSFTTrainer, sample_conditioned
+from rgsd.training.trainer import RGSDTrainer
+
+
+@dataclass
+class DataConfig:
+    """Which prompts and rubrics, and how they are split."""
+
+    data: str = setting("bundled", "Rubric data: a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`.")
+    schema: str | None = setting(None, "The data's schema. Unset: recognised from the rows.")
+    data_split: str | None = setting(None, "Split of a hub dataset, e.g. `train`.")
+    skip_bad_rows: bool = setting(False, "Skip rows that cannot be used, and list them, rather than stop.")
+    held_out: float = setting(0.2, "Prompts kept for the evaluation: a share below 1, or a count.")
+    held_out_tags: list[str] | None = setting(
+        None,
+        "Keep as held-out the examples with one of these tags, instead of a seeded split (data with a fixed split).",
+    )
+    split_seed: int = setting(0, "Seed of the split into training and held-out prompts.")
+    max_train_prompts: int | None = setting(
+        None, "Train on at most so many prompts, sampled by split_seed. Unset: all of them."
+    )
+
+
+@dataclass
+class EvalConfig:
+    """How the policy is measured before and after, and where results may be written."""
+
+    evaluate: bool = setting(True, "Measure base, base with rubric, and trained policy on the held-out prompts.")
+    eval_max_new_tokens: int | None = setting(None, "Longest evaluated response. Unset: max_completion_length.")
+    eval_generation_batch_size: int = setting(32, "Prompts generated at once in the evaluation.")
+    max_eval_prompts: int | None = setting(
+        None, "Evaluate on at most so many held-out prompts, sampled by split_seed. Unset: all of them."
+    )
+    self_written_references: bool = setting(
+        False,
+        "Let the base model write the reference responses beforehand, from the rubrics (privileged_context reference, both).",
+    )
+    overwrite: bool = setting(False, "Replace a run that the output_dir already holds.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run is made of."""
+
+    model: ModelConfig
+    data: DataConfig
+    evaluation: EvalConfig
+    training: RGSDConfig | RubricGRPOConfig | RubricSFTConfig
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def settings(self) -> dict[str, Any]:
+        """All fields that differ from their defaults or belong to rgsd, as one flat mapping, as in a recipe's YAML."""
+        flat: dict[str, Any] = {}
+        for part in (self.model, self.data, self.evaluation, self.judge, self.training):
+            for f in dataclasses.fields(part):
+                value = getattr(part, f.name)
+                own = part is not self.training or f.name in type(part).__annotations__
+                default = f.default if f.default is not dataclasses.MISSING else None
+                if f.init and (own or (value != default and value not in ("", {}, []))):
+                    flat[f.name] = getattr(value, "value", value)
+        flat["output_dir"] = self.training.output_dir
+        return {k: v for k, v in flat.items() if _is_plain(v) and k not in _NOT_SETTINGS}
+
+
+_NOT_SETTINGS = frozenset(
+    {"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"}
+)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def train(recipe: Recipe) -> Run:
+    """Train as the recipe says, and write the run folder.
+
+    Raises:
+        RGSDError: whatever keeps the run from starting, before anything is trained.
+    """
+    started = time.time()
+    args, data = recipe.training, recipe.data
+    train_set, held_out = load_split(data, recipe.evaluation)
+    run = _open(recipe)
+    main = args.process_index == 0
+    try:
+        judge = build_judge(recipe.judge)
+        measured = recipe.evaluation.evaluate and _judgeable(held_out, recipe.judge)
+        if main and (measured or isinstance(args, RubricGRPOConfig)):
+            try_out(judge)
+        try:
+            built = _build(recipe, run, train_set, held_out, judge, measured=measured)
+        except ValueError as error:
+            if type(error).__name__ != "NoMatchingPeftModuleError":  # older releases of peft lack the class
+                raise
+            raise ConfigError(
+                f"lora_target_modules {recipe.model.lora_target_modules} name no module of "
+                f"{recipe.model.model_name_or_path!r}: {error}"
+            ) from error
+        if main:
+            run.begin()
+            (run.folder / RESULTS).unlink(missing_ok=True)  # of a resumed run: they were another policy's
+    except BaseException:
+        if main:
+            run.discard()
+        raise
+    try:
+        _train(recipe, run, built, train_set, held_out, judge, measured=measured)
+    except BaseException:
+        # Until the first checkpoint or result the run that was to be replaced is still there.
+        if main and run.replaced is not None:
+            run.discard()
+        raise
+    if main:
+        run.note(status="finished", seconds=round(time.time() - started, 1))
+    return run
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What a run is about to do its work with.
+
+    Args:
+        trainer: with its model and data.
+        base: the base model's identity.
+        references: self-written ones by example; None where the teacher is shown none of these.
+    """
+
+    trainer: Any
+    base: str
+    references: dict[str, str] | None
+
+
+def _train(
+    recipe: Recipe,
+    run: Run,
+    built: _Built,
+    train_set: Sequence[Example],
+    held_out: Sequence[Example],
+    judge: Judge,
+    *,
+    measured: bool,
+) -> None:
+    """Measure, train, save, measure again."""
+    args, trainer, settings = recipe.training, built.trainer, recipe.training.prompt_settings()
+    main, tokenizer = args.process_index == 0, trainer.processing_class
+    arms: dict[str, list[dict[str, Any]]] = {}
+    if measured and main:
+        say(f"Before training, on {len(held_out)} held-out prompts")
+        # A new adapter adds nothing: before its first step, the policy that GRPO and SFT train is the base.
+        with trainer.teacher.active() if isinstance(trainer, RGSDTrainer) else nullcontext():
+            arms["base"] = _arm("base", built.base, trainer.model, tokenizer, held_out, recipe, run, judge)
+            shown = f"base+{settings.privileged_context}"
+            arms[shown] = _arm(
+                shown, built.base, trainer.model, tokenizer, held_out, recipe, run, judge, settings, built.references
+            )
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else "all"
+    what = "responses" if isinstance(args, RubricSFTConfig) else "rollouts"
+    say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} {what}")
+    if main:
+        run.note(rollouts_per_step=_rollouts_per_step(trainer))
+    trainer.train(resume_from_checkpoint=_checkpoint(run, args))
+    trained = _save(trainer, tokenizer, run)
+    if not main:
+        return
+    run.settle()
+    weights = models.trained_identity(run.folder, built.base)
+    if measured:
+        say("After training")
+        trained = trained or models.load_trained(run.folder)[0]
+        arms["trained"] = _arm("trained", weights, trained, tokenizer, held_out, recipe, run, judge)
+        run.write(RESULTS, results(arms, run, args.seed, judge=judge.name))
+    else:
+        evaluate.set_aside_stale(run, "trained", {})
+
+
+def _build(
+    recipe: Recipe,
+    run: Run,
+    train_set: Sequence[Example],
+    held_out: Sequence[Example],
+    judge: Judge,
+    *,
+    measured: bool,
+) -> _Built:
+    """The trainer with its model and data, every check passed; the run's split and fingerprints noted."""
+    args, main = recipe.training, recipe.training.process_index == 0
+    settings = args.prompt_settings()
+    say(f"Model: {recipe.model.model_name_or_path}")
+    tokenizer = models.load_tokenizer(
+        str(recipe.model.model_name_or_path), recipe.model.model_revision, args.trust_remote_code
+    )
+    model = models.load_model(
+        str(recipe.model.model_name_or_path),
+        dtype=recipe.model.dtype,
+        revision=recipe.model.model_revision,
+        attn_implementation=recipe.model.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+        **(args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}),
+    )
+    if isinstance(args.model_init_kwargs, dict):
+        # The model is here: a token among these would only travel on, into whatever the trainer reports to.
+        args.model_init_kwargs = without_credentials(args.model_init_kwargs)
+    base = _base_identity(recipe, model)
+    model_fingerprint = models.fingerprint(model) if main or is_partitioned(model) else ""
+    if main:
+        run.write(SPLIT, {"train": [e.id for e in train_set], "held_out": [e.id for e in held_out]})
+        facts = {
+            "train_fingerprint": fingerprint(train_set),
+            "held_out_fingerprint": fingerprint(held_out),
+            "model_fingerprint": model_fingerprint,
+        }
+        _check_same(run, **facts)
+        roles = {"base": BASELINE, "trained": TRAINED}
+        roles[f"base+{settings.privileged_context}"] = conditioned_role(settings.privileged_context)
+        run.note(**facts, base_identity=base, processes=args.world_size, kind=_kind(args), roles=roles)
+    if recipe.evaluation.evaluate and held_out and is_partitioned(model):
+        raise ConfigError(
+            "under DeepSpeed ZeRO-3 no process has the whole model to evaluate: set --evaluate false, and measure the "
+            "finished run with `rgsd eval`"
+        )
+    references = None
+    if _needs_references(recipe):
+        wanted = [*train_set, *(held_out if measured else ())]
+        references = _self_written(model, tokenizer, wanted, recipe, run, base)
+    common: dict[str, Any] = {
+        "processing_class": tokenizer,
+        "peft_config": get_peft_config(recipe.model),
+        "callbacks": [_Log(run)] if main else [],
+    }
+    if isinstance(args, RubricGRPOConfig):
+        trainer: Any = _grpo_trainer(recipe, run, model, tokenizer, train_set, judge, common)
+    elif isinstance(args, RubricSFTConfig):
+        trainer = _sft_trainer(recipe, run, model, tokenizer, train_set, references, common)
+    else:
+        rows = Dataset.from_list(training_rows(train_set, settings, references))
+        trainer = RGSDTrainer(model, args=args, train_dataset=rows, **common)
+    _plain_progress(trainer)
+    return _Built(trainer, base, references)
+
+
+def _kind(args: Any) -> str:
+    """How a run trains, for run.json."""
+    return "grpo" if isinstance(args, RubricGRPOConfig) else "sft" if isinstance(args, RubricSFTConfig) else "rgsd"
+
+
+def _base_identity(recipe: Recipe, model: Any) -> str:
+    """The identity of the base, whose model is loaded by now."""
+    name, revision = str(recipe.model.model_name_or_path), recipe.model.model_revision
+    return models.identity(name, revision) or f"fingerprint:{models.fingerprint(model)}"
+
+
+def _grpo_trainer(
+    recipe: Recipe, run: Run, model: Any, tokenizer: Any, train_set: Sequence[Example], judge: Judge, common: Any
+) -> Any:
+    args: Any = recipe.training
+    _check_judgeable(train_set, recipe.judge)
+    rows = grpo_rows(train_set)
+    ids = tokenizer.apply_chat_template(
+        rows[0]["prompt"], add_generation_prompt=True, return_dict=False, **(args.chat_template_kwargs or {})
+    )
+    reward = RubricReward(
+        train_set,
+        judge,
+        tokenizer=tokenizer,
+        think_tags=(args.think_open_tag, args.think_close_tag),
+        starts_in_thinking=prompt_opens_thinking(ids, tokenizer, args.think_open_tag),
+        log=run.folder / ROLLOUTS if args.keep_rollouts else None,
+    )
+    return RubricGRPOTrainer(model, args=args, reward_funcs=reward, train_dataset=Dataset.from_list(rows), **common)
+
+
+def _sft_trainer(
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    train_set: Sequence[Example],
+    references: dict[str, str] | None,
+    common: dict[str, Any],
+) -> Any:
+    args: Any = recipe.training
+    started = time.time()
+    found = sample_conditioned(
+        model,
+        tokenizer,
+        train_set,
+        args,
+        batch_size=recipe.evaluation.eval_generation_batch_size,
+        references=references,
+    )
+    say(
+        f"Conditioned responses: {found.n_sampled} sampled, {len(found.rows)} to learn "
+        f"({found.n_truncated} cut off, {found.n_leaking} speak of the rubric)"
+    )
+    if args.process_index == 0:
+        facts = {name: getattr(found, name) for name in ("n_sampled", "n_tokens", "n_truncated", "n_leaking")}
+        run.note(conditioned_responses={**facts, "seconds": round(time.time() - started, 2)})
+    return RubricSFTTrainer(model, args=args, train_dataset=Dataset.from_list(found.rows), **common)
+
+
+def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[list[Example], list[Example]]:
+    """The training and the held-out examples, disjoint by prompt; what was dropped is said."""
+    loaded = rubric_data.load(data.data, schema=data.schema, split=data.data_split, skip_bad_rows=data.skip_bad_rows)
+    if loaded.problems:
+        say(f"Skipped {len(loaded.problems)} bad rows:")
+        for problem in loaded.problems:
+            say(f"  {problem}")
+    unique = rubric_data.deduplicate(loaded.examples)
+    if unique.dropped:
+        say(f"Dropped {len(unique.dropped)} examples whose prompt had been seen")
+    evaluation = evaluation or EvalConfig()
+    share = data.held_out
+    if share == 0 and not evaluation.evaluate:
+        return rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), []
+    if data.held_out_tags:
+        tags = set(data.held_out_tags)
+        held_out = [e for e in unique.examples if tags & set(e.tags)]
+        train_set = [e for e in unique.examples if not tags & set(e.tags)]
+        if not held_out or not train_set:
+            known = sorted({t for e in unique.examples for t in e.tags})
+            raise ConfigError(
+                f"held_out_tags {sorted(tags)} leave {len(train_set)} training and {len(held_out)} held-out prompts: "
+                f"some of each are wanted. The data's tags are {known[:20]}"
+            )
+    else:
+        parts = rubric_data.split(unique.examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
+        train_set, held_out = list(parts.train), list(parts.held_out)
+    say(f"Data: {data.data} ({loaded.schema}), {len(train_set)} training and {len(held_out)} held-out prompts")
+    return (
+        rubric_data.subset(train_set, data.max_train_prompts, data.split_seed),
+        rubric_data.subset(held_out, evaluation.max_eval_prompts, data.split_seed),
+    )
+
+
+def _open(recipe: Recipe) -> Run:
+    args = recipe.training
+    resume = bool(args.resume_from_checkpoint)
+    folder = Path(str(args.output_dir))
+    is_finished = (folder / RECORD).is_file() and open_run(folder).meta.get("status") == "finished"
+    if resume and is_finished and not checkpoints(folder):
+        raise RunError(
+            f"the run in {folder} is finished, and has no checkpoint to go on from: start anew with --overwrite, or in "
+            "another output_dir"
+        )
+    if args.process_index != 0:
+        return Run(Path(str(args.output_dir)), {}, recipe.settings())
+    return create_run(str(args.output_dir), recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
+
+
+def _checkpoint(run: Run, args: Any) -> str | None:
+    """The checkpoint to go on from. What the run logged after it is taken out: those steps are done again."""
+    if not args.resume_from_checkpoint:
+        return None
+    found = find(args.output_dir, args.resume_from_checkpoint)
+    step = 0 if found is None else step_of(found)
+    if args.process_index == 0:
+        trim_lines(run.folder / METRICS, lambda row: row["step"] <= step and "train_runtime" not in row)
+        trim_lines(run.folder / ROLLOUTS, lambda row: (row["step"] or 0) < step)
+    say(f"Going on from {found.name}" if found else "No whole checkpoint yet: training begins with its first step")
+    return None if found is None else str(found)
+
+
+def _check_same(run: Run, **fingerprints: str) -> None:
+    """A resumed run must have the data and the base model that it had."""
+    changed = [name for name, value in fingerprints.items() if run.meta.get(name, value) != value]
+    if run.meta.get("resumed") and changed:
+        raise RunError(
+            f"{run.folder} cannot go on: {', '.join(f'{n} was {run.meta[n]}, is {fingerprints[n]}' for n in changed)}. "
+            "Restore the data and the model that it began with, or start anew with --overwrite"
+        )
+
+
+def _needs_references(recipe: Recipe) -> bool:
+    privileged_context = recipe.training.prompt_settings().privileged_context
+    wanted = privileged_context in SHOWS_REFERENCE
+    if recipe.evaluation.self_written_references and not wanted:
+        raise ConfigError(
+            f"self_written_references is set, but privileged_context is {privileged_context!r}, which shows none: "
+            "use privileged_context 'reference' or 'both', or unset it"
+        )
+    return wanted and recipe.evaluation.self_written_references
+
+
+def _self_written(
+    model: Any, tokenizer: Any, examples: Sequence[Example], recipe: Recipe, run: Run, weights: str
+) -> dict[str, str]:
+    """References that the base model writes from the rubrics, before it is trained."""
+    tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
+    generator = TransformersGenerator(
+        model,
+        tokenizer,
+        max_new_tokens=recipe.training.max_completion_length or 512,
+        batch_size=recipe.evaluation.eval_generation_batch_size,
+        chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
+        think_open_tag=tags[0],
+        think_close_tag=tags[1],
+        weights=weights,
+    )
+    main = recipe.training.process_index == 0
+    return evaluate.references(run, examples, generator, think_tags=tags, keep=main)
+
+
+def _judgeable(held_out: Sequence[Example], judge: JudgeConfig) -> bool:
+    unchecked = sum(not e.rubric.is_checkable for e in held_out)
+    if unchecked and judge.needs_checks:
+        say(
+            f"No evaluation: {unchecked} of {len(held_out)} held-out rubrics have criteria without a programmatic "
+            "check. Name an LLM judge (--judge), or measure the run later with `rgsd eval`"
+        )
+        return False
+    return bool(held_out)
+
+
+def _check_judgeable(examples: Sequence[Example], judge: JudgeConfig) -> None:
+    unchecked = sum(not e.rubric.is_checkable for e in examples)
+    if unchecked and judge.needs_checks:
+        raise ConfigError(
+            f"{unchecked} of {len(examples)} training rubrics have criteria without a programmatic check, and GRPO's "
+            "reward needs every verdict: name an LLM judge, e.g. --judge openai/gpt-5.4"
+        )
+
+
+def _arm(
+    arm: str,
+    weights: str,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    run: Run,
+    judge: Judge,
+    settings: PromptSettings | None = None,
+    references: dict[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Generate, judge and store one arm; with settings, the model is shown what the teacher is shown."""
+    if settings is None:
+        prompts = [student_messages(e) for e in examples]
+    else:
+        prompts = [row["teacher_prompt"] for row in training_rows(examples, settings, references)]
+    tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
+    generator = TransformersGenerator(
+        model,
+        tokenizer,
+        max_new_tokens=recipe.evaluation.eval_max_new_tokens or recipe.training.max_completion_length or 512,
+        batch_size=recipe.evaluation.eval_generation_batch_size,
+        chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
+        think_open_tag=tags[0],
+        think_close_tag=tags[1],
+        weights=weights,
+    )
+    return evaluate.measure(run, arm, examples, prompts, generator, judge, think_tags=tags)
+
+
+def _rollouts_per_step(trainer: Any) -> int:
+    args = trainer.args
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+
+
+def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
+    """The adapter (or the whole model) into the run, by every process together; returns the trained policy, or None
+    where no process holds all of it."""
+    from peft import PeftModel
+
+    trainer.check_weights()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded else None
+    if trainer.args.process_index != 0:
+        return None
+    if not isinstance(model, PeftModel):
+        models.save_model(model, tokenizer, run.folder / MODEL, state)
+    else:
+        model.save_pretrained(str(run.folder / ADAPTER), state_dict=state)
+        tokenizer.save_pretrained(run.folder / ADAPTER)
+    return None if is_sharded else adapters.policy(model)
+
+
+def results(
+    arms: dict[str, list[dict[str, Any]]], run: Run, seed: int, *, judge: str, baseline: str = "base"
+) -> dict[str, Any]:
+    """The table of a run: an arm a row, and the paired differences to the baseline, with provenance."""
+    keys = ("commit", "dirty", "train_fingerprint", "held_out_fingerprint", "model_fingerprint", "command")
+    differences = {}
+    for arm, rows in arms.items():
+        found = None if arm == baseline else statistics.paired_difference(arms[baseline], rows, seed=seed)
+        if found is not None:
+            differences[f"{arm} - {baseline}"] = dataclasses.asdict(found)
+    roles = run.roles
+    return {
+        "kind": run.meta.get("kind"),
+        "arms": [statistics.summarise(rows, seed=seed) | {"role": roles.get(arm)} for arm, rows in arms.items()],
+        "differences": differences,
+        "baseline": baseline,
+        "met_by_tag": {arm: statistics.met_by_tag(rows) for arm, rows in arms.items()},
+        "judge": judge,
+        "seed": seed,
+        "provenance": {k: run.meta.get(k) for k in keys},
+    }
+
+
+def show_results(table: dict[str, Any]) -> None:
+    """Print a run's table, and what it says in plain words."""
+    baseline = table.get("baseline", "base")
+    view = Table(title="Rubric satisfaction (95 % interval over prompts)")
+    for column in (
+        "policy",
+        "score",
+        "95 % interval",
+        f"minus {baseline}",
+        "95 % interval",
+        "prompts",
+        "coverage",
+        "mean tokens",
+    ):
+        view.add_column(column, justify="left" if column == "policy" else "right")
+    for arm in table["arms"]:
+        score = arm["score"]
+        gain = table["differences"].get(f"{arm['arm']} - {baseline}")
+        view.add_row(
+            arm["arm"],
+            f"{score['mean']:.3f}" if score else "unscored",
+            f"{score['low']:.3f} to {score['high']:.3f}" if score else "",
+            f"{gain['mean']:+.3f}" if gain else "",
+            f"{gain['low']:+.3f} to {gain['high']:+.3f}" if gain else "",
+            str(arm["n_prompts"]),
+            f"{100 * arm['coverage']:.0f} %",
+            f"{arm['mean_tokens']:.0f}",
+        )
+    Console(width=110).print(view)
+    _show_parts(table)
+    trained = next((a["arm"] for a in table["arms"] if a.get("role") == TRAINED), None)
+    gain = table["differences"].get(f"{trained} - {baseline}") if table.get("kind") in TRAINING_KINDS else None
+    if gain is not None:
+        say(statistics.verdict_sentence(str(trained), baseline, gain))
+
+
+TRAINING_KINDS = ("rgsd", "grpo", "sft")
+"""Kinds of runs that train, in run.json."""
+MOST_PARTS = 16
+"""Lines of the table of parts; all of them are in results.json."""
+
+
+def _show_parts(table: dict[str, Any]) -> None:
+    """Score by axis (or criterion tag) and by domain, where there are several; and what the judge cost."""
+    arms = table["arms"]
+    for key, title in (("by_criterion_tag", "criterion tag"), ("by_domain", "domain")):
+        parts = {name for arm in arms for name in arm[key]}
+        axes = sorted(n for n in parts if n.startswith("axis:")) if key == "by_criterion_tag" else []
+        names = axes or sorted(parts)
+        if len(names) < 2:
+            continue
+        view = Table(title=f"Score by {'axis' if axes else title}")
+        view.add_column("axis" if axes else title)
+        for arm in arms:
+            view.add_column(arm["arm"], justify="right")
+        for name in names[:MOST_PARTS]:
+            scores = [arm[key].get(name, {}).get("score") for arm in arms]
+            view.add_row(name.removeprefix("axis:"), *(f"{s['mean']:.3f}" if s else "" for s in scores))
+        Console(width=110).print(view)
+        if len(names) > MOST_PARTS:
+            say(f"{len(names) - MOST_PARTS} more in {RESULTS}.")
+    calls = sum(arm["usage"].get("calls", 0) for arm in arms)
+    cached = sum(arm["usage"].get("cached", 0) for arm in arms)
+    if calls or cached:
+        prices = [arm["usage"].get("price") for arm in arms]
+        price = "price unknown" if any(p is None for p in prices) else f"{sum(prices):.4f} dollars"
+        say(f"Judge: {table['judge']}, {calls} calls, {cached} replies from the cache, {price}.")
+
+
+class _Log(TrainerCallback):
+    """Each logged step into metrics.jsonl, and a line for the person who waits."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._steps = Steps()
+        self._start = time.monotonic()
+        self._first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start, self._first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        self._run.append(METRICS, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
+        if "loss" not in logs:
+            return
+        done = max(1, state.global_step - self._first)
+        left = (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
+        self._steps.show(state.global_step, state.max_steps, logs, left)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._run.settle()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps.close()
+
+
+def _plain_progress(trainer: Any) -> None:
+    """Our lines in place of transformers' bar and dictionaries."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+
+
+__all__ = ["DataConfig", "EvalConfig", "Recipe", "load_split", "results", "show_results", "train"]

@@ -1,0 +1,230 @@
+"""Stored responses and verdicts count only for the weights, settings, prompt, judge and text that they were made of."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import stir_adapters, tiny_model, write_recipes
+from peft import LoraConfig, get_peft_model
+
+from rgsd import models
+from rgsd.cli import main
+from rgsd.evaluation import evaluate
+from rgsd.inference import Response, TransformersGenerator, response_keys
+from rgsd.judges import ChecksJudge
+from rgsd.prompts.messages import student_messages
+from rgsd.rubrics import Rubric
+from rgsd.runs import RESPONSES, SAMPLES, SET_ASIDE, create_run, open_run
+
+
+class Scripted:
+    """A generator that counts what it is asked for."""
+
+    name = "scripted"
+
+    def __init__(self, weights="w", text="Rest.", **settings):
+        self.weights, self.text, self.settings, self.asked = weights, text, settings, 0
+
+    def keys(self, prompts):
+        return response_keys(self.weights, self.settings, prompts)
+
+    def generate(self, prompts, done=None):
+        found = [Response(self.text, 3, False) for _ in prompts]
+        self.asked += len(prompts)
+        for i, response in enumerate(found):
+            done(i, response)
+        return found
+
+
+class Counting(ChecksJudge):
+    """The programmatic judge, counting, with settings."""
+
+    def __init__(self, name="checks", identity="a"):
+        self.name, self.identity, self.judged = name, identity, 0
+
+    def judge(self, example, response):
+        self.judged += 1
+        return super().judge(example, response)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return create_run(tmp_path / "run", {})
+
+
+def measured(run, examples, generator, judge=None, arm="trained"):
+    prompts = [student_messages(e) for e in examples]
+    return evaluate.measure(run, arm, examples, prompts, generator, judge or Counting())
+
+
+def test_the_same_again_is_neither_generated_nor_judged(run, examples, capsys):
+    generator, judge = Scripted(), Counting()
+    first = measured(run, examples, generator, judge)
+    assert measured(run, examples, generator, judge) == first
+    assert (generator.asked, judge.judged) == (8, 8)
+    assert "set aside" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"weights": "v"}, "8 of other weights"),
+        ({"max_new_tokens": 9}, "8 with other generation settings"),
+    ],
+)
+def test_another_policys_rows_are_never_used_and_their_number_is_said(run, examples, capsys, other, why):
+    measured(run, examples, Scripted())
+    kept = measured(run, examples, Scripted(), arm="base")
+    rows = measured(run, examples, Scripted(text="Tea.", **other))
+    assert {r["response"] for r in rows} == {"Tea."}
+    said = capsys.readouterr().out
+    assert f"trained: 8 stored responses and 8 judged rows are set aside (in {SET_ASIDE}): {why}" in said
+    # No reader of the run meets them any more, and they are not lost.
+    assert {r["text"] for r in run.read_lines(RESPONSES) if r["arm"] == "trained"} == {"Tea."}
+    assert {r["response"] for r in run.read_lines(SAMPLES) if r["arm"] == "trained"} == {"Tea."}
+    assert [r for r in run.read_lines(SAMPLES) if r["arm"] == "base"] == kept
+    assert len(run.read_lines(SET_ASIDE)) == 16
+
+
+def test_a_changed_prompt_sets_its_own_row_aside_alone(run, examples, capsys):
+    generator = Scripted()
+    measured(run, examples, generator)
+    changed = [replace(examples[0], messages=({"role": "user", "content": "Else?"},)), *examples[1:]]
+    measured(run, changed, generator)
+    assert generator.asked == 9
+    assert "1 stored responses and 1 judged rows are set aside" in capsys.readouterr().out
+    measured(run, changed[1:], generator)
+    assert "to prompts that are not measured" in capsys.readouterr().out
+    assert len(run.read_lines(SAMPLES)) == 7
+
+
+def test_rows_of_unknown_origin_are_not_used(run, examples, capsys):
+    """As versions before the keys wrote them."""
+    measured(run, examples, Scripted())
+    for name in (RESPONSES, SAMPLES):
+        rows = [{k: v for k, v in r.items() if not k.endswith("key")} for r in run.read_lines(name)]
+        (run.folder / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    generator = Scripted()
+    measured(run, examples, generator)
+    assert generator.asked == 8
+    assert "of unknown origin" in capsys.readouterr().out
+
+
+def test_verdicts_are_of_one_judge_with_its_settings_on_one_text_and_rubric(run, examples, capsys):
+    generator = Scripted()
+    measured(run, examples, generator, Counting("llm", "strict"))
+    other = Counting("llm", "lenient")
+    measured(run, examples, generator, other)
+    assert (generator.asked, other.judged) == (8, 8)
+    assert "8 judged rows are set aside" in capsys.readouterr().out
+    second = Counting("checks")
+    measured(run, examples, generator, second)
+    assert len(run.read_lines(SAMPLES)) == 16  # two judges, side by side
+    # A criterion that changed: verdicts of all judges on it are stale, of the others none.
+    first, second_one = examples[0].rubric
+    criteria = (replace(first, text="Advises much rest."), second_one)
+    changed = [replace(examples[0], rubric=Rubric(criteria)), *examples[1:]]
+    measured(run, changed, generator, second)
+    assert (generator.asked, second.judged) == (8, 9)
+    texts = {r["judge"]: r["verdicts"][0]["criterion"] for r in run.read_lines(SAMPLES) if r["example_id"] == "e0"}
+    assert texts == {"checks": "Advises much rest."}
+
+
+# What tells weights apart.
+
+
+def test_the_key_holds_every_value_of_an_adapter_and_the_prompt_as_sent(tokenizer, examples):
+    model = get_peft_model(tiny_model(tokenizer), LoraConfig(r=4, target_modules="all-linear"))
+    stir_adapters(model, 0.1)
+    prompts = [student_messages(e) for e in examples[:2]]
+
+    def keys(**settings):
+        return TransformersGenerator(model, tokenizer, **{"max_new_tokens": 4, **settings}).keys(prompts)
+
+    first = keys()
+    assert first == keys() == keys(seed=1, batch_size=3)  # greedy: neither has a part in it
+    assert first[0].prompt != first[1].prompt
+    assert {k.settings for k in first} != {k.settings for k in keys(max_new_tokens=5)}
+    assert keys(temperature=1.0)[0].settings != keys(temperature=1.0, seed=1)[0].settings
+    parameter = next(p for n, p in model.named_parameters() if "lora_B" in n)
+    for position in (0, parameter.numel() // 2, parameter.numel() - 1):
+        with torch.no_grad():
+            parameter.view(-1)[position] += 1e-6
+        changed = keys()
+        assert changed[0].weights != first[0].weights
+        assert (changed[0].settings, changed[0].prompt) == (first[0].settings, first[0].prompt)
+        first = changed
+
+
+def test_a_folders_identity_is_of_all_its_bytes(tmp_path, tokenizer):
+    model = tiny_model(tokenizer)
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    first = models.identity(str(tmp_path / "m"))
+    (tmp_path / "m" / "README.md").write_text("no part of it")
+    assert models.identity(str(tmp_path / "m")) == first
+    path = tmp_path / "m" / "model.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-5] ^= 1
+    path.write_bytes(damaged)
+    assert models.identity(str(tmp_path / "m")) != first
+    assert models.identity("owner/never-on-this-machine") is None
+
+
+# The commands.
+
+
+@pytest.fixture
+def world(tmp_path, tokenizer):
+    rows = [
+        {
+            "id": f"r{i}",
+            "prompt": f"What helps with a cough number {i}?",
+            "rubric": [{"criterion": "Has an early letter.", "weight": 5, "check": {"regex": "[a-h]"}}],
+        }
+        for i in range(10)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    write_recipes(tmp_path, tokenizer)
+    return tmp_path
+
+
+def responses(run, arm):
+    return [r["response"] for r in sorted(open_run(run).read_lines(SAMPLES), key=lambda r: r["example_id"])
+            if r["arm"] == arm]  # fmt: skip
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("peft", ["true", "false"])
+def test_training_gone_on_with_reports_the_policy_that_it_ended_with(world, capsys, peft):
+    recipe = ["train", "--config", str(world / "recipe.yaml"), "--save_strategy", "steps", "--save_steps", "2"]
+    recipe += ["--use_peft", peft]
+    assert main(recipe) == 0
+    assert main([*recipe, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "trained: 4 stored responses and 4 judged rows are set aside" in said
+    assert "base: 4 stored" not in said  # the base is what it was: neither generated nor judged again
+    assert said.count("base: responses: 4/4") == 1
+    evaluated = world / "eval"
+    assert main(["eval", str(world / "run"), "--output_dir", str(evaluated), "--max_new_tokens", "8"]) == 0
+    assert responses(world / "run", "trained") == responses(evaluated, "trained")
+
+
+@pytest.mark.integration
+def test_an_evaluation_after_retraining_is_of_the_new_policy(world, capsys):
+    recipe = ["train", "--config", str(world / "recipe.yaml"), "--evaluate", "false", "--overwrite", "true"]
+    evaluation = ["eval", str(world / "run"), "--output_dir", str(world / "eval"), "--max_new_tokens", "8"]
+    assert main(recipe) == 0
+    assert main(evaluation) == 0
+    capsys.readouterr()
+    assert main(evaluation) == 0
+    assert "responses:" not in capsys.readouterr().out  # nothing is generated for the same policy
+    first = responses(world / "eval", "trained")
+    assert main([*recipe, "--max_steps", "8", "--seed", "7"]) == 0
+    assert main(evaluation) == 0
+    assert "4 of other weights" in capsys.readouterr().out
+    second = responses(world / "eval", "trained")
+    assert main([*evaluation[:3], str(world / "fresh"), *evaluation[4:]]) == 0
+    assert second == responses(world / "fresh", "trained")
+    assert second != first

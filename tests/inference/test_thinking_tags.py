@@ -1,0 +1,75 @@
+"""Think tags reach every place that generates: pipeline, gap, references; also where they are special tokens."""
+
+import copy
+import json
+
+import pytest
+from conftest import tiny_model
+
+from rgsd.evaluation import evaluate, gap
+from rgsd.evaluation.gap import GapConfig
+from rgsd.evaluation.measure import MeasureConfig
+from rgsd.inference import TransformersGenerator
+from rgsd.judges import ChecksJudge, JudgeConfig
+from rgsd.runs import create_run
+from rgsd.training.config import RGSDConfig
+from rgsd.workflows import train as pipeline
+from rgsd.workflows.train import DataConfig, EvalConfig, Recipe
+
+OPEN, CLOSE = "[THINK]", "[/THINK]"
+
+
+@pytest.fixture
+def special(tokenizer):
+    made = copy.deepcopy(tokenizer)
+    made.add_special_tokens({"additional_special_tokens": [OPEN, CLOSE]})
+    return made
+
+
+class Reasoning(TransformersGenerator):
+    """Writes the same reasoning and answer to every prompt, as token ids, whatever the model."""
+
+    def _decode(self, ids, seeds, keep):
+        row = self.tokenizer.encode(f"{OPEN}the rubric wants tea{CLOSE}Rest.", add_special_tokens=False)
+        for i in range(len(ids)):
+            keep(i, [*row, self.tokenizer.eos_token_id])
+        return True
+
+
+def test_the_pipelines_arms_are_judged_by_their_answers(special, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "TransformersGenerator", Reasoning)
+    args = RGSDConfig(str(tmp_path / "out"), think_open_tag=OPEN, think_close_tag=CLOSE, use_cpu=True, report_to="none")
+    recipe = Recipe(None, DataConfig(), EvalConfig(), args)
+    run = create_run(str(tmp_path / "run"), {})
+    rows = pipeline._arm("base", tiny_model(special), special, examples, recipe, run, ChecksJudge())
+    assert {r["judged_text"] for r in rows} == {"Rest."}
+
+
+def test_gaps_arms_and_rollouts_keep_both_tags(special, tmp_path, monkeypatch):
+    monkeypatch.setattr(gap, "TransformersGenerator", Reasoning)
+    tiny_model(special).save_pretrained(tmp_path / "model")
+    special.save_pretrained(tmp_path / "model")
+    lines = [
+        json.dumps(
+            {
+                "id": f"r{i}",
+                "prompt": f"Cough {i}?",
+                "rubric": [{"criterion": f"Advises rest for {i} days.", "weight": 5, "check": {"any": ["rest"]}}],
+            }
+        )
+        for i in range(4)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    settings = MeasureConfig(
+        output_dir=str(tmp_path / "gap"), think_open_tag=OPEN, think_close_tag=CLOSE, max_new_tokens=8, dtype="float32"
+    )
+    run = gap.gap(
+        str(tmp_path / "model"),
+        DataConfig(data=str(tmp_path / "data.jsonl")),
+        JudgeConfig(),
+        settings,
+        GapConfig(templates=["paper"], rollout_tokens=32),
+    )
+    assert {r["judged_text"] for r in run.read_lines("samples.jsonl")} == {"Rest."}
+    rollouts = evaluate.stored_responses(run, "rollouts").values()
+    assert {r.text for r in rollouts} == {f"{OPEN}the rubric wants tea{CLOSE}Rest."}

@@ -1,0 +1,11 @@
+"""On the path of processes that tests launch: lets accelerate choose FSDP2 on CPUs (`processes.fsdp_on_cpus`)."""
+
+import os
+import sys
+from pathlib import Path
+
+if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    sys.path.append(str(Path(__file__).parent.parent))
+    from support.processes import fsdp_on_cpus
+
+    fsdp_on_cpus()

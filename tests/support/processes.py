@@ -1,0 +1,284 @@
+"""Several processes over gloo, each forked from a server that has the libraries imported; and FSDP2 among them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from support.killing import CONTEXT
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "ACCELERATE_USE_CPU": "true",
+}
+"""What accelerate makes of TRL's fsdp2.yaml."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def fsdp_on_cpus() -> None:
+    """accelerate takes FSDP to be a matter of accelerators, and on CPUs falls back to DDP without a word. torch's FSDP2
+    itself runs on gloo, so let accelerate choose it."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def choose(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        wanted = os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.distributed_type == DistributedType.MULTI_CPU
+        if wanted and kwargs.get("fsdp_plugin") is not None:
+            plugin = kwargs["fsdp_plugin"]
+            if self._mixed_precision != "no":
+                plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = choose
+
+
+def _child(work: Callable[..., Any], rank: int, world: int, port: int, engine: str, out: str, settings: Any) -> None:
+    sys.stdout = sys.stderr = open(f"{out}.{rank}.txt", "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    if engine == "fsdp2":
+        os.environ |= FSDP2
+        fsdp_on_cpus()
+    try:
+        torch.save(work(**settings), f"{out}.{rank}.pt")
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)  # what the group still wants to tell at exit is of no interest
+
+
+def together(
+    work: Callable[..., Any], out_dir: Path, world: int = 2, engine: str = "ddp", seconds: int = 120, **settings: Any
+) -> list[Any]:
+    """What `work(**settings)` returned in each process."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    out, port = str(out_dir / f"{engine}{world}"), free_port()
+    for old in out_dir.glob(f"{engine}{world}.*"):
+        old.unlink()
+    processes = [
+        CONTEXT.Process(target=_child, args=(work, rank, world, port, engine, out, settings)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(seconds)
+    stuck = [p for p in processes if p.exitcode is None]
+    for process in stuck:
+        process.kill()
+    texts = "\n".join(f"--- rank {r}\n" + Path(f"{out}.{r}.txt").read_text() for r in range(world))
+    assert not stuck, f"still running after {seconds} s\n{texts}"
+    assert all(p.exitcode == 0 for p in processes), texts
+    return [torch.load(f"{out}.{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+# --- Work -------------------------------------------------------------------------------------------------------------
+
+
+def train(folder: str, steps: int = 2, resume: str | None = None, **settings: Any) -> dict[str, Any]:
+    """Train a tiny model; the first gradient, the weights after it, the logs and the teacher's average, all whole."""
+    from conftest import tiny_model
+    from peft import LoraConfig
+    from test_trainer import Scripted, config
+    from transformers import AutoTokenizer
+
+    from rgsd.models.sharding import whole
+
+    class Masked(Scripted):
+        empty_from = settings.pop("empty_from", None)
+
+        def _in_loss(self, prompt, response):
+            return [self.empty_from is None or len(prompt) < self.empty_from] * len(response)
+
+    class Sampled(Masked):
+        _generate_single_turn = Scripted.__mro__[1]._generate_single_turn
+
+    lora, heads = settings.pop("lora", False), settings.pop("train_head", False)
+    tied, sampled = settings.pop("tied", True), settings.pop("sampled", False)
+    tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
+    model = tiny_model(tokenizer, tied=tied)
+    peft = None
+    if lora:
+        saved = ["lm_head"] if heads else None
+        peft = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=saved)
+    elif not heads:
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = settings.pop("rows", 8) // world
+    trainer = (Sampled if sampled else Masked)(
+        model,
+        args=config(
+            Path(folder) / settings.pop("output", "run"),
+            per_device_train_batch_size=rows // settings.get("gradient_accumulation_steps", 1),
+            **{"gradient_accumulation_steps": 1, "max_steps": steps, "shuffle_dataset": False, **settings},
+        ),
+        train_dataset=_examples(),
+        processing_class=tokenizer,
+        peft_config=peft,
+    )
+    gradients: dict[str, Any] = {}
+    clip = trainer._get_grad_norm
+
+    def keep(model, grad_norm=None):
+        if not gradients:
+            for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
+                if p.grad is not None:
+                    gradients[name] = whole(p.grad).detach().clone()
+        return clip(model, grad_norm=grad_norm)
+
+    trainer._get_grad_norm = keep
+    trainer.train(resume_from_checkpoint=resume)
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        "gradient": gradients,
+        "weights": {n: whole(p.detach()).clone() for n, p in unwrapped.named_parameters()},
+        "teacher": trainer.teacher.state_dict(),
+        "history": copy.deepcopy(trainer.state.log_history),
+        "engine": str(trainer.accelerator.distributed_type),
+        "sharded": sum(hasattr(p, "full_tensor") for p in unwrapped.parameters()),
+    }
+
+
+def _examples() -> list[Any]:
+    from conftest import examples
+
+    return examples.__wrapped__() if hasattr(examples, "__wrapped__") else examples.__pytest_wrapped__.obj()
+
+
+def train_until_stopped(folder: str, **settings: Any) -> str:
+    """One process is told to stop; what both say."""
+    import signal
+
+    from rgsd.errors import RGSDError
+    from rgsd.training.trainer import RGSDTrainer
+
+    end, rank = RGSDTrainer._end_of_step, int(os.environ["RANK"])
+
+    def tell(self):
+        end(self)
+        if rank == 1 and self.state.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    RGSDTrainer._end_of_step = tell
+    try:
+        train(folder, steps=4, **settings)
+    except RGSDError as error:
+        return f"{type(error).__name__}: {error}"
+    return "not stopped"
+
+
+def train_and_be_told_while_asking(folder: str, **settings: Any) -> str:
+    """The signal comes while this process asks the others whether they were told: it must not be forgotten."""
+    import signal
+
+    from accelerate import Accelerator
+
+    from rgsd.errors import RGSDError
+    from rgsd.training.checkpoints import CheckpointMixin
+
+    ask, gather, asking = CheckpointMixin._is_told_to_stop, Accelerator.gather, []
+
+    def noted(self):
+        asking.append(self.state.global_step)
+        try:
+            return ask(self)
+        finally:
+            asking.pop()
+
+    def told(self, tensor):
+        found = gather(self, tensor)
+        if asking == [1]:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    CheckpointMixin._is_told_to_stop, Accelerator.gather = noted, told
+    try:
+        train(folder, steps=4, **settings)
+    except RGSDError as error:
+        return f"{type(error).__name__}: {error}"
+    return "not stopped"
+
+
+def train_into_nan(folder: str, **settings: Any) -> str:
+    """The loss of one process's rows is nan in the second step; what both say."""
+    from rgsd.errors import RGSDError
+    from rgsd.training.trainer import RGSDTrainer
+
+    loss = RGSDTrainer._divergence_of
+
+    def poisoned(self, hidden_NH, student, inputs):
+        value = loss(self, hidden_NH, student, inputs)
+        return value * float("nan") if self.state.global_step == 1 and "e6" in inputs["example_ids"] else value
+
+    RGSDTrainer._divergence_of = poisoned
+    try:
+        train(folder, steps=4, **settings)
+    except RGSDError as error:
+        return f"{type(error).__name__}: {error}"
+    return "not stopped"
+
+
+def train_with_an_engine_that_is_sent_merges(folder: str, **settings: Any) -> bool:
+    """Merged weights are sent by TRL's sync to vLLM. Whether each is the float32 merge, and the base weights stayed."""
+    from test_trainer import Scripted, sync_of
+    from trl import DistillationTrainer
+
+    from rgsd.models import adapters
+    from rgsd.models.sharding import whole
+    from rgsd.training.trainer import RGSDTrainer
+
+    before: dict[str, Any] = {}
+
+    def engine(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
+        student = self.accelerator.unwrap_model(self.model)
+        frozen = {n: whole(p.detach()).clone() for n, p in student.named_parameters() if not p.requires_grad}
+        if not before:
+            before.update(frozen)
+        assert all(torch.equal(frozen[n], v) for n, v in before.items())
+        if getattr(self, "vllm_generation", None) is None:
+            self.vllm_generation = sync_of(self)
+            self._send_exact_merges()
+        sent = dict(self.vllm_generation._iter_named_params())
+        for name, layer in adapters.layers(student):
+            a, b = (whole(part["default"].weight.detach()) for part in (layer.lora_A, layer.lora_B))
+            want = whole(layer.get_base_layer().weight.detach()) + layer.scaling["default"] * (b @ a)
+            torch.testing.assert_close(sent[name.removeprefix("base_model.model.") + ".weight"], want)
+        return Scripted.said(self, prompt_ids)
+
+    Scripted.said = lambda self, prompt_ids: [[40 + len(p) % 50, 41, self.eos_token_ids[0]] for p in prompt_ids]
+    DistillationTrainer._generate_single_turn = engine
+    Scripted._generate_single_turn = RGSDTrainer._generate_single_turn
+    train(folder, steps=4, lora=True, tied=False, learning_rate=0.05, merge_lora_for_rollouts=False, **settings)
+    return bool(before)
