@@ -1,6 +1,7 @@
 """P5: padding, as a share of the tokens computed, at a log-normal spread of lengths like the published sets'.
 
-Rows of a step are cut into micro-batches by `rgsd.training.batching.partition`, the student's by its lengths and the teacher's
+Rows of a step are cut into micro-batches by `rgsd.models.batching.partition`, the student's by its lengths and the
+teacher's
 by its own, and one that pads much is read in several passes (`slices`). Beside it: the same rows in the order in which
 they come, padded to the longest of a micro-batch.
 """
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rgsd.training.batching import partition, slices
+from rgsd.models.batching import partition, slices
 
 SETTINGS = [(16, 4), (32, 4), (32, 8), (64, 8), (64, 16), (256, 32)]
 """Rows of a step, and its micro-batches."""

@@ -42,9 +42,9 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
     fcntl = None
 
 from rgsd.errors import RunError
-from rgsd.evaluation.rows import BadRow, check_record, check_row, loads
 from rgsd.progress import say
 from rgsd.redaction import redact_arguments, redact_known, without_credentials
+from rgsd.rows import BadRow, check_record, check_row, loads
 
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"

@@ -105,7 +105,8 @@ def lora_products(model):
 
 
 def test_ema_of_lora_is_the_product_of_the_averages(tokenizer):
-    """By design, and said so in `teacher_update_rate`'s help: the average of the products would take a full matrix a layer."""
+    """By design, and said so in `teacher_update_rate`'s help: the average of the products would take a full matrix
+    a layer."""
     model = lora(tiny_model(tokenizer))
     teacher = Teacher(model, "ema", teacher_update_rate=0.5)
     first = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}

@@ -1,1 +1,1 @@
-"""TODO evaluation."""
+"""Evaluation: responses and verdicts to scores with intervals; gap, comparison, audits."""

@@ -77,7 +77,8 @@ def transformers_settings(
 class TransformersGenerator:
     """A model of transformers in this process, in batches of prompts of about one length, padded on the left.
 
-    On a CPU the decode loop of `rgsd.models.kernels` answers where it knows the model, `batch_size` prompts at once, the next one
+    On a CPU the decode loop of `rgsd.models.kernels` answers where it knows the model, `batch_size` prompts at
+    once, the next one
     as soon as one has ended; everywhere else transformers' `generate`.
 
     In float32, a greedy response is the same in whatever batch it is written; in bfloat16 rounding can tip a token.

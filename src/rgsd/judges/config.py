@@ -1,16 +1,13 @@
-"""A judge's settings, and the judge that they describe."""
+"""Settings of a judge."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgsd.errors import ConfigError
-from rgsd.judges.checks import ChecksJudge
-from rgsd.judges.judgement import Judge
 from rgsd.settings import json_object, setting
 
 OWN = "python:"
@@ -153,55 +150,3 @@ _LEAST = {
     "judge_price_input": 0.0,
     "judge_price_output": 0.0,
 }
-
-
-def build_judge(config: JudgeConfig) -> Judge:
-    """The judge that the settings describe.
-
-    Raises:
-        ConfigError: when it needs what is not installed, or a budget in dollars and the judge's price is not known;
-            when a judge of one's own cannot be imported or made.
-    """
-    if config.needs_checks:
-        return ChecksJudge()
-    if config.is_own:
-        return _custom_judge(config)
-    from rgsd.judges.llm import LLMJudge
-
-    return LLMJudge(config)
-
-
-def try_out(judge: Judge, *, lazily: bool = False) -> None:
-    """Find out whether an LLM judge answers at all, before any work; see `LLMJudge.test_call`. Others are not asked.
-
-    Raises:
-        JudgeError: when it does not.
-    """
-    call = getattr(judge, "test_call", None)
-    if call is not None:
-        call(lazily=lazily)
-
-
-def _custom_judge(config: JudgeConfig) -> Judge:
-    module, _, function = config.judge.removeprefix(OWN).partition(":")
-    if not module or not function:
-        raise ConfigError(f"judge is {config.judge!r}, {OWN}MODULE:FUNCTION is wanted, e.g. {OWN}my_judges:build")
-    try:
-        factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"judge {config.judge!r} cannot be imported ({error}): the module must be on Python's path (PYTHONPATH) "
-            "and have this function"
-        ) from error
-    arguments: Any = config.judge_kwargs or {}
-    try:
-        judge = factory(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"judge {config.judge!r} cannot be made with judge_kwargs {arguments}: {error}") from error
-    missing = [name for name in ("name", "judge", "judge_all") if not hasattr(judge, name)]
-    if missing:
-        raise ConfigError(
-            f"judge {config.judge!r} made a {type(judge).__name__} without {', '.join(missing)}: a rgsd.judges.Judge "
-            "is wanted"
-        )
-    return judge

@@ -422,7 +422,8 @@ def _ask(order: Sequence[str], n_asked: int, pitfall: Literal["none", "myth", "k
 
 
 def row(example: Example) -> dict[str, Any]:
-    """An example as a row of the schema `rgsd` (see `rgsd.data.schemas.jsonl`), from which it is read back unchanged."""
+    """An example as a row of the schema `rgsd` (see `rgsd.data.schemas.jsonl`), from which it is read back
+    unchanged."""
     return {
         "id": example.id,
         "prompt": [dict(message) for message in example.messages],

@@ -1,1 +1,1 @@
-"""TODO prompts."""
+"""Prompts: what student and teacher read, controls, the leak meter, and the think mask."""

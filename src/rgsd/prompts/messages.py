@@ -1,6 +1,7 @@
 """What the student and the teacher are shown: an example in, chat messages out. Knows no tokenizer and no model.
 
-The student sees the prompt. The teacher, the same base policy, sees the prompt and an privileged_context: its rubric (paper,
+The student sees the prompt. The teacher, the same base policy, sees the prompt and an privileged_context: its
+rubric (paper,
 arXiv 2606.12507, figure 10), a reference response, both, or, as controls, another prompt's rubric or nothing. How the
 privileged_context is worded is a template's business: a file of `rgsd/prompts/templates/`, or one of the user's own.
 
@@ -110,7 +111,8 @@ def teacher_messages(
         reference: the reference response to show in place of the example's own.
 
     Raises:
-        ConfigError: when the privileged_context needs a rubric or a reference that is not there, when no criterion bears a
+        ConfigError: when the privileged_context needs a rubric or a reference that is not there, when no criterion
+        bears a
             wanted tag, or when the template fails on this example or leaves out what it should show.
     """
     if settings.privileged_context == "none":
@@ -213,7 +215,8 @@ def _listed(ids: Sequence[str]) -> str:
 
 def _missing_references(ids: Sequence[str], settings: PromptSettings) -> str:
     return (
-        f"privileged_context {settings.privileged_context!r} shows a reference response, and {len(ids)} example(s) have none: "
+        f"privileged_context {settings.privileged_context!r} shows a reference response, and {len(ids)} "
+        f"example(s) have none: "
         f"{_listed(ids)}. Have the base model write them from `reference_request` and pass them as `references`, "
         "leave those examples out, or use privileged_context 'rubric'"
     )
@@ -427,7 +430,8 @@ def _check_shown(
 ) -> None:
     """Refuse a prompt that leaves out what the teacher is to be shown, which would train on nothing, silently."""
     text = _folded(rendered)
-    where = f"{template.where}, lines 1-{template.n_lines}: on {of}, with privileged_context {settings.privileged_context!r}, "
+    shown = settings.privileged_context
+    where = f"{template.where}, lines 1-{template.n_lines}: on {of}, with privileged_context {shown!r}, "
     if template.place == "user" and _folded(question) not in text:
         raise ConfigError(
             where + "the question is not in the rendered text, which replaces the user's turn: "

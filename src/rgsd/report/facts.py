@@ -16,9 +16,9 @@ import numpy as np
 
 from rgsd.errors import RGSDError, RunError
 from rgsd.evaluation import compare, statistics
-from rgsd.evaluation.rows import loads
 from rgsd.evaluation.statistics import Conclusion, conclude, points, verdict_sentence
 from rgsd.prompts.leaks import mentions_rubric
+from rgsd.rows import loads
 from rgsd.runs import (
     BASELINE,
     CANDIDATE,

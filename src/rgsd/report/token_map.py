@@ -124,7 +124,8 @@ def explain(name: str, example_id: str | None, data: DataConfig, settings: Expla
     one = subject(name)
     if one.privileged_context != "none":
         raise ConfigError(
-            f"{name!r} names an privileged_context: say --privileged_context {one.privileged_context}, and give the model alone"
+            f"{name!r} names an privileged_context: say --privileged_context {one.privileged_context}, and "
+            f"give the model alone"
         )
     run = _run(one)
     if settings.keep and run is None:

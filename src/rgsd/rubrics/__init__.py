@@ -1,3 +1,43 @@
-"""Rubric data types and the datasets' scores."""
+"""Rubrics: criteria, verdicts, and the scores as the datasets' authors define them."""
 
-from rgsd.rubrics.rubric import *
+from rgsd.rubrics.rubric import (
+    CLIPPED_MEANS,
+    LENGTH_CENTER_CHARS,
+    LENGTH_PENALTY_PER_500_CHARS,
+    SCORINGS,
+    TAG_SCORINGS,
+    WEIGHT_SIZES,
+    Criterion,
+    Example,
+    Message,
+    Polarity,
+    Rubric,
+    Score,
+    Scored,
+    Verdict,
+    fingerprint,
+    length_adjustment,
+    mean_score,
+    score,
+)
+
+__all__ = [
+    "CLIPPED_MEANS",
+    "LENGTH_CENTER_CHARS",
+    "LENGTH_PENALTY_PER_500_CHARS",
+    "SCORINGS",
+    "TAG_SCORINGS",
+    "WEIGHT_SIZES",
+    "Criterion",
+    "Example",
+    "Message",
+    "Polarity",
+    "Rubric",
+    "Score",
+    "Scored",
+    "Verdict",
+    "fingerprint",
+    "length_adjustment",
+    "mean_score",
+    "score",
+]

@@ -4,7 +4,8 @@ A checkpoint is written into OUTPUT_DIR/.saving, forced to the disk, listed in i
 checkpoint-N. Whatever is killed, and whenever: a folder of that name is whole. One that was damaged later does not
 match its manifest, and is passed over.
 
-`CheckpointMixin` makes any of TRL's trainers use them. Beyond what transformers keeps (weights, optimizer, schedule, random
+`CheckpointMixin` makes any of TRL's trainers use them. Beyond what transformers keeps (weights, optimizer,
+schedule, random
 numbers, position in the data), a checkpoint holds the sums that the next log line is made of, and the order of the data
 in an epoch depends on the epoch alone.
 """

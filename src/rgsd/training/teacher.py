@@ -41,13 +41,15 @@ class Teacher:
             raise ConfigError(f"teacher_model_kind must be 'base', 'ema' or 'live', got {kind!r}")
         if not 0.0 < teacher_update_rate <= 1.0:
             raise ConfigError(
-                f"teacher_update_rate must lie in (0, 1], got {teacher_update_rate}: it is the student's share in an update"
+                f"teacher_update_rate must lie in (0, 1], got {teacher_update_rate}: it is the student's "
+                f"share in an update"
             )
         if kind == "ema" and any(
             p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()
         ):
             raise ConfigError(
-                "teacher_model_kind 'ema' averages in the parameters' own precision, and half precision loses small updates: "
+                "teacher_model_kind 'ema' averages in the parameters' own precision, and half precision loses "
+                "small updates: "
                 "load the model with dtype float32 (bf16 autocast stays on), or train LoRA, whose adapters are fp32"
             )
         self.model = model

@@ -35,13 +35,13 @@ from trl import DistillationTrainer
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.models import adapters, check_finite
+from rgsd.models.batching import pad_right, partition, predicting_positions, slices
 from rgsd.models.kernels import decoding
 from rgsd.models.kernels.linears import frozen
 from rgsd.models.sharding import whole
 from rgsd.progress import say
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.thinking import prompt_opens_thinking, response_mask
-from rgsd.training.batching import pad_right, partition, predicting_positions, slices
 from rgsd.training.checkpoints import CheckpointMixin
 from rgsd.training.config import RGSDConfig
 from rgsd.training.loss import Head, chunked_divergence
@@ -78,7 +78,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
     Args:
         model: a model id, a folder, or a loaded (Peft)Model. It is both the student and the teacher.
         args: an `RGSDConfig`.
-        train_dataset: rows with `prompt` and `teacher_prompt` (chat messages, see `rgsd.prompts.messages.training_rows`) and,
+        train_dataset: rows with `prompt` and `teacher_prompt` (chat messages, see
+        `rgsd.prompts.messages.training_rows`) and,
             for error messages, `example_id`; or a sequence of `Example`, whose teacher prompts are made as `args` say.
         eval_dataset: the same, for the divergence on held-out prompts.
         processing_class: the tokenizer; loaded from the model's name when omitted.
@@ -142,7 +143,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         self.teacher = Teacher(student, args.teacher_model_kind, args.teacher_update_rate)
         if self._dist.is_zero3 and self.teacher.is_swapped:
             raise ConfigError(
-                "a teacher that is a copy of trained parameters (full training, or teacher_model_kind 'ema') does not work "
+                "a teacher that is a copy of trained parameters (full training, or teacher_model_kind 'ema') "
+                "does not work "
                 "under DeepSpeed ZeRO-3, whose parameters cannot be swapped in place: use LoRA (use_peft) with "
                 "teacher_model_kind 'base', FSDP2, or ZeRO-2"
             )
@@ -290,7 +292,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         return [list(ids) or [self._tokenizer.eos_token_id] for ids in responses]
 
     def _decoded(self, student: nn.Module, prompt_ids: Sequence[list[int]]) -> list[list[int]] | None:
-        """Rollouts by the decode loop of `rgsd.models.kernels`, in the precision of the student's own forward pass; None where it
+        """Rollouts by the decode loop of `rgsd.models.kernels`, in the precision of the student's own forward
+        pass; None where it
         does not apply. In float32 it merges LoRA into copies of the weights; in half precision, never."""
         if not (self.args.merge_lora_for_rollouts and self._mergeable(student)):
             return None

@@ -1,1 +1,1 @@
-"""TODO workflows."""
+"""Workflows: whole commands, from a recipe to a run folder."""

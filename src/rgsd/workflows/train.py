@@ -83,7 +83,8 @@ class EvalConfig:
     )
     self_written_references: bool = setting(
         False,
-        "Let the base model write the reference responses beforehand, from the rubrics (privileged_context reference, both).",
+        "Let the base model write the reference responses beforehand, from the rubrics (privileged_context "
+        "reference, both).",
     )
     overwrite: bool = setting(False, "Replace a run that the output_dir already holds.")
 

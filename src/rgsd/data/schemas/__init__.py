@@ -1,1 +1,1 @@
-"""TODO data/schemas."""
+"""One file per published schema; each turns a row into an `Example`."""

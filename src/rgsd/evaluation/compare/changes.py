@@ -168,7 +168,8 @@ def length(rows_a: Sequence[Row], rows_b: Sequence[Row], *, seed: int = 0) -> di
 
     Returns:
         `tokens` and `characters`: b's mean over a's, with its interval; tokens as generated, reasoning included,
-        characters as the judge read them. `controlled`: `rgsd.evaluation.statistics.length_controlled`, over characters.
+        characters as the judge read them. `controlled`: `rgsd.evaluation.statistics.length_controlled`, over
+        characters.
     """
     a_by_id = {r["example_id"]: r for r in rows_a}
     pairs = [(a_by_id[b["example_id"]], b) for b in rows_b if b["example_id"] in a_by_id]

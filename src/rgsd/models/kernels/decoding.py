@@ -24,10 +24,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, DynamicLayer, GenerationConfig, GenerationMixin
 
+from rgsd.models.batching import partition
 from rgsd.models.kernels import is_on
 from rgsd.models.kernels.linears import can_merge, packed
 from rgsd.models.kernels.sampling import Sampling, pick
-from rgsd.training.batching import partition
 
 ROOM = 128
 """Tokens of a response that the cache has room for at first."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgsd.errors import ConfigError
-from rgsd.training.batching import EXACT_ROWS, PASS_TOKENS, pad_right, partition, predicting_positions, slices
+from rgsd.models.batching import EXACT_ROWS, PASS_TOKENS, pad_right, partition, predicting_positions, slices
 
 
 def area(lengths, groups):

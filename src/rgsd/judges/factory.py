@@ -1,0 +1,62 @@
+"""Builds the judge that a `JudgeConfig` describes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from rgsd.errors import ConfigError
+from rgsd.judges.checks import ChecksJudge
+from rgsd.judges.config import OWN, JudgeConfig
+from rgsd.judges.judgement import Judge
+from rgsd.judges.llm import LLMJudge
+
+
+def build_judge(config: JudgeConfig) -> Judge:
+    """The judge that the settings describe.
+
+    Raises:
+        ConfigError: when it needs what is not installed, or a budget in dollars and the judge's price is not known;
+            when a judge of one's own cannot be imported or made.
+    """
+    if config.needs_checks:
+        return ChecksJudge()
+    if config.is_own:
+        return _custom_judge(config)
+    return LLMJudge(config)
+
+
+def try_out(judge: Judge, *, lazily: bool = False) -> None:
+    """Find out whether an LLM judge answers at all, before any work; see `LLMJudge.test_call`. Others are not asked.
+
+    Raises:
+        JudgeError: when it does not.
+    """
+    call = getattr(judge, "test_call", None)
+    if call is not None:
+        call(lazily=lazily)
+
+
+def _custom_judge(config: JudgeConfig) -> Judge:
+    module, _, function = config.judge.removeprefix(OWN).partition(":")
+    if not module or not function:
+        raise ConfigError(f"judge is {config.judge!r}, {OWN}MODULE:FUNCTION is wanted, e.g. {OWN}my_judges:build")
+    try:
+        factory = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"judge {config.judge!r} cannot be imported ({error}): the module must be on Python's path (PYTHONPATH) "
+            "and have this function"
+        ) from error
+    arguments: Any = config.judge_kwargs or {}
+    try:
+        judge = factory(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"judge {config.judge!r} cannot be made with judge_kwargs {arguments}: {error}") from error
+    missing = [name for name in ("name", "judge", "judge_all") if not hasattr(judge, name)]
+    if missing:
+        raise ConfigError(
+            f"judge {config.judge!r} made a {type(judge).__name__} without {', '.join(missing)}: a rgsd.judges.Judge "
+            "is wanted"
+        )
+    return judge
