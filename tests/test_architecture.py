@@ -152,6 +152,7 @@ def test_importing_rgsd_is_cheap():
 # log, sampler and
 # saving, for all three trainers alike.
 TOUCHED = {
+    "training/grpo.py": {"_generate_single_turn"},  # samples without the checkpoint's generation_config
     "training/trainer.py": {
         *("_buffered_inputs", "_dist", "_forward_redirection", "_generate", "_generate_single_turn", "_metrics"),
         *("_name", "_paper", "_prepare_inputs", "_step", "_tag_names", "_tokenize_prompts", "_tokenizer"),

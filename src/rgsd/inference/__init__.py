@@ -22,7 +22,12 @@ from rgsd.inference.interface import (
     tokenize,
 )
 from rgsd.inference.server_backend import ServerGenerator
-from rgsd.inference.transformers_backend import TransformersGenerator, generate, transformers_settings
+from rgsd.inference.transformers_backend import (
+    TransformersGenerator,
+    generate,
+    own_generation_config,
+    transformers_settings,
+)
 from rgsd.inference.vllm_backend import VllmGenerator, vllm_settings
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "decode",
     "digest",
     "generate",
+    "own_generation_config",
     "prompt_seed",
     "response_keys",
     "tokenize",

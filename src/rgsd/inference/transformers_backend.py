@@ -249,7 +249,7 @@ class TransformersGenerator:
         plain = GenerationConfig(
             do_sample=False, max_new_tokens=self.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
         )
-        with torch.no_grad(), _own_generation_config(self.model, plain):
+        with torch.no_grad(), own_generation_config(self.model, plain):
             out = self.model.generate(  # pyright: ignore[reportCallIssue]
                 input_ids=input_ids_BT, attention_mask=mask_BT, generation_config=plain, logits_processor=processors
             )
@@ -270,7 +270,7 @@ class TransformersGenerator:
 
 
 @contextmanager
-def _own_generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
+def own_generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Put a generation config in the place of the checkpoint's, which transformers would fill the gaps of ours from."""
     owners = [m for m in model.modules() if "generation_config" in vars(m)]
     kept = [m.generation_config for m in owners]

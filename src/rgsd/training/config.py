@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -22,6 +23,53 @@ def settle_device(args: TrainingArguments) -> None:
     args.use_cpu = args.use_cpu or not torch.accelerator.is_available()
     if args.bf16 is None and not args.fp16:
         args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not args.use_cpu
+
+
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sampling settings with which a model's own distribution is sampled."""
+
+
+def off_policy_settings(args: Any) -> list[str]:
+    """Sampling settings under which rollouts come from another distribution than the one the loss is taken on.
+
+    Args:
+        args: of a trainer that samples its own rollouts. A `temperature` counts only where the loss has another one.
+    """
+    of_kwargs = args.generation_kwargs if isinstance(args.generation_kwargs, dict) else {}
+    found = []
+    for name, neutral in NEUTRAL.items():
+        value = of_kwargs.get(name, getattr(args, name, None))
+        if name == "temperature":
+            of_loss = getattr(args, "loss_temperature", None)
+            neutral = args.temperature if of_loss is None else of_loss
+        # top_k 0 and -1 (vLLM) both keep every token.
+        if value is not None and value != neutral and not (name == "top_k" and value <= 0):
+            found.append(f"{name}={value}" + (f" (the loss has {neutral})" if name == "temperature" else ""))
+    found += [f"{name}={value}" for name, value in of_kwargs.items() if name in _TRUNCATING and value]
+    return found
+
+
+_TRUNCATING = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "no_repeat_ngram_size", "suppress_tokens",
+               "bad_words_ids", "frequency_penalty", "presence_penalty")  # fmt: skip
+
+
+def sampling_notes(args: Any, of_checkpoint: Any) -> list[str]:
+    """What to say once before training: which settings make rollouts off-policy, and which ones of the checkpoint's
+    generation_config (`of_checkpoint`) are not used in them."""
+    notes = []
+    if off := off_policy_settings(args):
+        notes.append(
+            f"Warning: rollouts are off-policy: {', '.join(off)}. They come from another distribution than the loss is "
+            "taken on; sampling/sampling_logp_difference says how far apart the two are"
+        )
+    ignored = {n: getattr(of_checkpoint, n, None) for n in NEUTRAL}
+    ignored = {n: v for n, v in ignored.items() if v is not None and v != NEUTRAL[n] and not (n == "top_k" and v == 50)}
+    if ignored:
+        listed = ", ".join(f"{n} {v}" for n, v in ignored.items())
+        notes.append(
+            f"The checkpoint's generation_config ({listed}) is not used in rollouts; set what you want of it yourself"
+        )
+    return notes
 
 
 @dataclass

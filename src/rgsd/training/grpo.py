@@ -15,15 +15,16 @@ from typing import Any
 from trl import GRPOConfig, GRPOTrainer
 
 from rgsd.errors import ConfigError
-from rgsd.inference import decode
+from rgsd.inference import decode, own_generation_config
 from rgsd.judges import Judge, Usage
+from rgsd.progress import say
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.messages import PromptSettings, student_messages
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
 from rgsd.rubrics import Example, score
 from rgsd.settings import setting
 from rgsd.training.checkpoints import CheckpointMixin, append_together, check_alignment
-from rgsd.training.config import settle_device
+from rgsd.training.config import sampling_notes, settle_device
 
 
 @dataclass
@@ -157,8 +158,18 @@ class RubricGRPOTrainer(CheckpointMixin, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         a: Any = self.args
+        if self.is_world_process_zero():
+            for note in sampling_notes(a, self.accelerator.unwrap_model(self.model).generation_config):
+                say(note)
         if a.save_strategy == "steps":
             check_alignment(a.save_steps, a.steps_per_generation / a.gradient_accumulation_steps * a.num_iterations)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # The checkpoint's generation_config must not fill the gaps of ours (min_p, no_repeat_ngram_size, ...).
+        if self.use_vllm:
+            return super()._generate_single_turn(*args, **kwargs)
+        with own_generation_config(self.accelerator.unwrap_model(self.model), self.generation_config):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _progress(self) -> dict[str, Any]:
         return super()._progress() | {"usage": [asdict(r.usage) for r in self._judged()]}

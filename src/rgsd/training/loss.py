@@ -127,6 +127,7 @@ class Divergence:
         is_clipped_N: whether the clip took something from the token.
         student_entropy_N, teacher_entropy_N: in nats, over the full vocabulary.
         teacher_top_N: the teacher's likeliest word.
+        sampled_log_p_N: the student's log-probability of each sampled token, where these were given.
     """
 
     total: Tensor
@@ -137,6 +138,7 @@ class Divergence:
     student_entropy_N: Tensor
     teacher_entropy_N: Tensor
     teacher_top_N: Tensor
+    sampled_log_p_N: Tensor | None = None
 
 
 def divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, spec: DivergenceSpec) -> Divergence:
@@ -182,7 +184,12 @@ def divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, spec: Diver
 
 
 def chunked_divergence(
-    student_hidden_NH: Tensor, student_head: Head, teacher_hidden_NH: Tensor, teacher_head: Head, spec: DivergenceSpec
+    student_hidden_NH: Tensor,
+    student_head: Head,
+    teacher_hidden_NH: Tensor,
+    teacher_head: Head,
+    spec: DivergenceSpec,
+    sampled_N: Tensor | None = None,
 ) -> Divergence:
     """The same divergence from hidden states, a chunk of tokens at a time.
 
@@ -195,6 +202,7 @@ def chunked_divergence(
         student_hidden_NH, teacher_hidden_NH: the states that predict the N tokens of the loss; the widths may differ.
         student_head, teacher_head: over the same vocabulary.
         spec: which divergence.
+        sampled_N: the tokens that were sampled, for `sampled_log_p_N`.
 
     Raises:
         ConfigError: when the token counts or the vocabularies differ.
@@ -223,6 +231,7 @@ def chunked_divergence(
             teacher_hidden_NH,
             teacher_head,
             spec,
+            sampled_N,
         )
     return Divergence(total, student_hidden_NH.size(0), *details)
 
@@ -250,7 +259,8 @@ class _ChunkedDivergence(torch.autograd.Function):
         teacher_hidden_NH: Tensor,
         teacher_head: Head,
         spec: DivergenceSpec,
-    ) -> tuple[Tensor, ...]:
+        sampled_N: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         count, vocabulary = hidden_NH.size(0), weight_VH.size(0)
         exact = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
@@ -260,6 +270,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         )
         is_clipped_N = torch.zeros(count, dtype=torch.bool, device=hidden_NH.device)
         teacher_top_N = torch.zeros(count, dtype=torch.long, device=hidden_NH.device)
+        sampled_log_p_N = None if sampled_N is None else torch.zeros(count, **per_token)
         grad_hidden_NH = torch.zeros_like(hidden_NH) if need_hidden else None
         # In full precision, since it is a sum over all chunks.
         grad_weight_VH = torch.zeros(weight_VH.shape, **per_token) if need_weight else None
@@ -277,6 +288,8 @@ class _ChunkedDivergence(torch.autograd.Function):
                 clipped_N[at], unclipped_N[at], is_clipped_N[at] = result.clipped, result.unclipped, result.is_clipped
                 student_entropy_N[at], teacher_entropy_N[at] = result.student_entropy, result.teacher_entropy
                 teacher_top_N[at] = result.teacher_top
+                if sampled_N is not None and sampled_log_p_N is not None:
+                    sampled_log_p_N[at] = result.student_log_p.gather(-1, sampled_N[at, None])[:, 0]
                 if result.grad_logits is not None:
                     logits_CV[block] = _through_head(result.grad_logits, logits_CV[block], head)
             if not with_grad:
@@ -294,7 +307,9 @@ class _ChunkedDivergence(torch.autograd.Function):
         ctx.save_for_backward(grad_hidden_NH, grad_weight_VH, grad_bias_V)
         details = (clipped_N, unclipped_N, is_clipped_N, student_entropy_N, teacher_entropy_N, teacher_top_N)
         ctx.mark_non_differentiable(*details)
-        return clipped_N.sum(), *details
+        if sampled_log_p_N is not None:
+            ctx.mark_non_differentiable(*details, sampled_log_p_N)
+        return clipped_N.sum(), *details, sampled_log_p_N
 
     @staticmethod
     @once_differentiable
@@ -305,7 +320,7 @@ class _ChunkedDivergence(torch.autograd.Function):
             None if grad is None else (grad * grad_total.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 @dataclass(slots=True)
@@ -318,6 +333,7 @@ class _Chunk:
     student_entropy: Tensor
     teacher_entropy: Tensor
     teacher_top: Tensor
+    student_log_p: Tensor
     grad_logits: Tensor | None
 
 
@@ -380,7 +396,7 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
             grad.addcmul_(p_student_CV, grad_sum, value=-1.0)
         if is_warped:
             grad /= spec.temperature
-    return _Chunk(clipped, unclipped, is_clipped, student_entropy, teacher_entropy, teacher_top, grad)
+    return _Chunk(clipped, unclipped, is_clipped, student_entropy, teacher_entropy, teacher_top, student_CV, grad)
 
 
 def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:

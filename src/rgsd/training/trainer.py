@@ -18,6 +18,7 @@ rows by length. Letters in names: B rows, T tokens, N tokens in the loss, H hidd
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl import DistillationTrainer
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
+from rgsd.inference import own_generation_config
 from rgsd.models import adapters, check_finite
 from rgsd.models.batching import pad_right, partition, predicting_positions, slices
 from rgsd.models.kernels import decoding
@@ -43,7 +45,7 @@ from rgsd.progress import say
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.thinking import prompt_opens_thinking, response_mask
 from rgsd.training.checkpoints import CheckpointMixin
-from rgsd.training.config import RGSDConfig
+from rgsd.training.config import RGSDConfig, sampling_notes
 from rgsd.training.loss import Head, chunked_divergence
 from rgsd.training.teacher import Teacher
 
@@ -70,6 +72,7 @@ class Rollout:
     in_loss: list[bool]
     example_id: str = "?"
     teacher_hidden_NH: Tensor | None = None
+    sampler_log_p: list[float] | None = None
 
 
 class RGSDTrainer(CheckpointMixin, DistillationTrainer):
@@ -123,6 +126,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
                 "target_modules name lm_head, but an adapter on the head would get no gradient: the loss reads the "
                 "head's own weight. Leave it out, or train the whole head with modules_to_save (lora_modules_to_save)"
             )
+        self._sampler_log_ps: list[list[float]] | None = None
         super().__init__(
             model=model,
             args=args,
@@ -138,6 +142,9 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         self._check_prompts(self.train_dataset)
         self._check_prompts(self.eval_dataset)
         self._check_head()
+        if self.is_world_process_zero():
+            for note in sampling_notes(args, self.accelerator.unwrap_model(self.model).generation_config):
+                say(note)
         self._spec = args.divergence_spec()
         student = self.accelerator.unwrap_model(self.model)
         self.teacher = Teacher(student, args.teacher_model_kind, args.teacher_update_rate)
@@ -151,6 +158,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         self._teacher_head: Head | None = None
         self._base_weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor | float] = {}
+        self._most_apart = 0.0
         self._seconds: dict[str, float] = {}
         self._example_ids: list[str] = []
         self.add_callback(_StepEnd(self))
@@ -260,6 +268,9 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             Rollout(list(p), list(t), list(r), self._in_loss(p, r), str(row.get("example_id", "?")))
             for row, p, t, r in zip(rows, prompt_ids, teacher_ids, responses, strict=True)
         ]
+        for rollout, log_p in zip(rollouts, self._sampler_log_ps or (), strict=self._sampler_log_ps is not None):
+            # Not where an end was added to a response that an engine returned without one.
+            rollout.sampler_log_p = log_p if len(log_p) == len(rollout.response) else None
         self._note_rollouts(rows, rollouts)
         return rollouts
 
@@ -281,11 +292,15 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         student = self.accelerator.unwrap_model(self.model)
         was_training = student.training
         student.eval()  # dropout has no place in a rollout
+        self._sampler_log_ps = None
         try:
-            responses = None if self.use_vllm or multimodal_fields else self._decoded(student, prompt_ids)
-            if responses is None:
-                with self._merged(student):
-                    responses = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
+            with own_generation_config(student, self.generation_config):
+                responses = None if self.use_vllm or multimodal_fields else self._decoded(student, prompt_ids)
+                if responses is None:
+                    with self._merged(student), self._noting_engine():
+                        responses = super()._generate_single_turn(
+                            prompt_ids, images, multimodal_fields, has_tool_images
+                        )
         finally:
             student.train(was_training)
         # An engine may leave the end of sequence out; a response of nothing else would be no response at all.
@@ -298,7 +313,34 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         if not (self.args.merge_lora_for_rollouts and self._mergeable(student)):
             return None
         with self.accelerator.autocast():
-            return decoding.generate(student, prompt_ids, self.generation_config)
+            log_ps: dict[int, list[float]] = {}
+            found = decoding.generate(student, prompt_ids, self.generation_config, log_ps.__setitem__)
+        if found is not None and self.generation_config.do_sample:
+            self._sampler_log_ps = [log_ps[i] for i in range(len(found))]
+        return found
+
+    @contextmanager
+    def _noting_engine(self) -> Iterator[None]:
+        """Keep the log-probabilities that vLLM returns with its tokens, which TRL asks it for and throws away."""
+        engine = self.vllm_generation if self.use_vllm else None
+        if engine is None:
+            yield
+            return
+        of_trl, asked = engine.generate, engine.logprobs
+
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            out = of_trl(*args, **kwargs)
+            if out[2] is not None:
+                # One a token; None, where vLLM's was NaN, becomes NaN again, and is left out of the means.
+                self._sampler_log_ps = [[math.nan if t[0] is None else t[0] for t in row] for row in out[2]]
+            return out
+
+        engine.generate, engine.logprobs = generate, 0
+        try:
+            yield
+        finally:
+            del engine.generate
+            engine.logprobs = asked
 
     @contextmanager
     def _merged(self, student: nn.Module) -> Iterator[None]:
@@ -347,6 +389,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             batch["teacher_hidden_NH"] = torch.cat([r.teacher_hidden_NH for r in rows])
             sampled = [t for r in rows for t, keep in zip(r.response, r.in_loss, strict=True) if keep]
             batch["sampled_N"] = torch.tensor(sampled, dtype=torch.long, device=self.accelerator.device)
+            log_ps = [p for r in rows for p, keep in zip(_log_p_of(r), r.in_loss, strict=True) if keep]
+            batch["sampler_log_p_N"] = torch.tensor(log_ps, dtype=torch.float32, device=self.accelerator.device)
             batch["num_items_in_batch"] = count
             batch["example_ids"] = [r.example_id for r in rows]
             batches.append(batch)
@@ -428,8 +472,9 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
     def _divergence_of(self, hidden_NH: Tensor, student: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         head = _head(student)
         teacher_head = head if self._teacher_head is None else self._teacher_head
-        result = chunked_divergence(hidden_NH, head, inputs["teacher_hidden_NH"], teacher_head, self._spec)
-        self._note_loss(result, inputs["sampled_N"])
+        sampled_N = inputs["sampled_N"]
+        result = chunked_divergence(hidden_NH, head, inputs["teacher_hidden_NH"], teacher_head, self._spec, sampled_N)
+        self._note_loss(result, sampled_N, inputs["sampler_log_p_N"])
         # DDP and FSDP average over processes; the count is already global.
         return result.total * self.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
 
@@ -473,11 +518,12 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         # What an evaluation takes is no part of the next step's seconds and sums.
-        kept, self._seconds, self._sums = (self._seconds, self._sums), {}, {}
+        kept = self._seconds, self._sums, self._most_apart
+        self._seconds, self._sums, self._most_apart = {}, {}, 0.0
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            self._seconds, self._sums = kept
+            self._seconds, self._sums, self._most_apart = kept
 
     def _add(self, **sums: Tensor | float) -> None:
         for name, value in sums.items():
@@ -502,7 +548,12 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             truncated=sum(not r.response or r.response[-1] not in self.eos_token_ids for r in rollouts),
         )
 
-    def _note_loss(self, result: Any, sampled_N: Tensor) -> None:
+    def _note_loss(self, result: Any, sampled_N: Tensor, sampler_log_p_N: Tensor) -> None:
+        apart_N = (result.sampled_log_p_N - sampler_log_p_N).abs()
+        apart_N = apart_N[apart_N.isfinite()]
+        self._add(scored=apart_N.numel(), log_p_apart=apart_N.sum())
+        if apart_N.numel():
+            self._most_apart = max(self._most_apart, float(apart_N.max()))
         self._add(
             tokens=float(result.count),
             clipped=result.clipped_N.sum(),
@@ -521,7 +572,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         )
         total = self.accelerator.gather(local.to(self.accelerator.device)[None]).sum(0)
         s = dict(zip(names, total.tolist(), strict=True))
-        self._sums = {}
+        most_apart = self.accelerator.gather(local.new_tensor([self._most_apart]).to(self.accelerator.device)).max()
+        self._sums, self._most_apart = {}, 0.0
         tokens, rows = max(s.get("tokens", 0), 1), max(s.get("rows", 0), 1)
         values = {
             "divergence": s.get("unclipped", 0) / tokens,
@@ -535,6 +587,10 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             "truncated_share": s.get("truncated", 0) / rows,
             "leak_rate": s.get("leaks", 0) / rows,
         }
+        if s.get("scored"):
+            # TRL's names in its GRPOTrainer.
+            values["sampling/sampling_logp_difference/mean"] = s["log_p_apart"] / s["scored"]
+            values["sampling/sampling_logp_difference/max"] = float(most_apart)
         if seconds:
             values |= {f"seconds/{phase}": value for phase, value in seconds.items()}
             values["tokens_per_second"] = s.get("read_tokens", 0) / max(sum(seconds.values()), 1e-9)
@@ -590,6 +646,11 @@ def _merged_into(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for own, parameter in layer.get_base_layer().named_parameters(recurse=False):
             if not parameter.requires_grad:
                 yield f"{name}.{own}", parameter.detach()
+
+
+def _log_p_of(rollout: Rollout) -> list[float]:
+    """The sampler's log-probability of each response token; NaN where it gave none."""
+    return rollout.sampler_log_p or [math.nan] * len(rollout.response)
 
 
 def _head(student: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Head:

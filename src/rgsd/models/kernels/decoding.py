@@ -27,7 +27,7 @@ from transformers import Cache, DynamicLayer, GenerationConfig, GenerationMixin
 from rgsd.models.batching import partition
 from rgsd.models.kernels import is_on
 from rgsd.models.kernels.linears import can_merge, packed
-from rgsd.models.kernels.sampling import Sampling, pick
+from rgsd.models.kernels.sampling import Sampling, pick_scored
 
 ROOM = 128
 """Tokens of a response that the cache has room for at first."""
@@ -102,7 +102,12 @@ def covers(model: nn.Module) -> bool:
     )
 
 
-def generate(model: nn.Module, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]] | None:
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    scored: Callable[[int, list[float]], None] | None = None,
+) -> list[list[int]] | None:
     """A response to each prompt as `model.generate` would give it, ended by its end token if it came to one; or None
     where that is not known to be so. Draws from torch's global generator."""
     what = plan(model, config) if prompts and covers(model) else None
@@ -112,7 +117,7 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], config: Generat
     if not what.sampling.is_greedy:
         draws_BT = torch.rand(len(prompts), what.max_new_tokens, dtype=torch.float64)
     with ready(model, len(prompts)):
-        return decode(model, prompts, what, rows=len(prompts), draws=lambda prompt: draws_BT[prompt])
+        return decode(model, prompts, what, rows=len(prompts), draws=lambda i: draws_BT[i], scored=scored)
 
 
 @contextmanager
@@ -140,6 +145,7 @@ def decode(
     draws: Callable[[int], Tensor],
     done: Callable[[int, list[int]], None] | None = None,
     limits: Sequence[int] | None = None,
+    scored: Callable[[int, list[float]], None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, in the prompts' order, up to and with an end token.
 
@@ -150,6 +156,7 @@ def decode(
         rows: sequences at once. When some have ended, the next prompts take their places, shortest first.
         draws: a prompt's draws, from 0 to 1 in float64, one a token. Not asked for when greedy.
         done: called with a prompt and its new tokens as soon as these are there.
+        scored: called with a prompt and the log-probability, in nats, with which each of its tokens was picked.
         limits: each prompt's own longest response in tokens; None: `what.max_new_tokens` for all.
     """
     rows = min(rows, len(prompts))
@@ -163,10 +170,12 @@ def decode(
             batch.read(new, [prompts[i] for i in next_ones], draws)
         else:
             batch.step(shrink=not waiting)
-        for prompt, tokens in batch.take_ended():
-            found[prompt] = tokens
+        for row in batch.take_ended():
+            found[row.prompt] = row.tokens
+            if scored is not None:
+                scored(row.prompt, row.log_ps)
             if done is not None:
-                done(prompt, tokens)
+                done(row.prompt, row.tokens)
     return found
 
 
@@ -181,6 +190,7 @@ class _Row:
     prompt: int
     limit: int
     tokens: list[int] = field(default_factory=list)
+    log_ps: list[float] = field(default_factory=list)
 
 
 class _Batch:
@@ -203,9 +213,9 @@ class _Batch:
     def n_live(self) -> int:
         return sum(row is not None for row in self.rows)
 
-    def take_ended(self) -> list[tuple[int, list[int]]]:
+    def take_ended(self) -> list[_Row]:
         ended, self.is_done = self.is_done, []
-        return [(row.prompt, row.tokens) for row in ended]
+        return ended
 
     def read(self, rows: list[_Row], prompts: list[Sequence[int]], draws: Callable[[int], Tensor]) -> None:
         """Put prompts, shortest first, into free rows, and pick the first token of each."""
@@ -259,11 +269,12 @@ class _Batch:
         if self.draws_BT is not None:
             turn_B = torch.tensor([0 if row is None else len(row.tokens) for row in rows])
             draws_B = self.draws_BT[torch.tensor(places), turn_B]
-        token_B = pick(logits_BV, draws_B, self.what.sampling)
+        token_B, log_p_B = pick_scored(logits_BV, draws_B, self.what.sampling)
         self.token_B[places] = token_B
-        for place, row, token in zip(places, rows, token_B.tolist(), strict=True):
+        for place, row, token, log_p in zip(places, rows, token_B.tolist(), log_p_B.tolist(), strict=True):
             if row is not None:
                 row.tokens.append(token)
+                row.log_ps.append(log_p)
                 if token in self.ends or len(row.tokens) == row.limit:
                     self.is_done.append(row)
                     self.rows[place] = None

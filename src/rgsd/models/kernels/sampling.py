@@ -62,7 +62,13 @@ class Sampling:
 
 
 def pick(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> Tensor:
-    """(B,) the next words.
+    """(B,) the next tokens; see `pick_scored`."""
+    return pick_scored(logits_BV, draws_B, how)[0]
+
+
+def pick_scored(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> tuple[Tensor, Tensor]:
+    """(B,) the next tokens, and the log-probability in nats with which each was picked: after temperature and
+    truncation, as vLLM's `processed_logprobs`. A greedy pick has 0.
 
     Args:
         logits_BV: of the next words; -inf never comes.
@@ -74,7 +80,7 @@ def pick(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> Tensor:
     """
     peak_B = check_logits(logits_BV)
     if how.is_greedy or draws_B is None:
-        return logits_BV.argmax(-1)
+        return logits_BV.argmax(-1), torch.zeros_like(peak_B, dtype=torch.float32)
     scores_BV = logits_BV.float()
     # From the maximum, so that a temperature near 0 does not overflow.
     scores_BV = (scores_BV - peak_B[:, None]) / how.temperature
@@ -83,18 +89,30 @@ def pick(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> Tensor:
     if 0 < how.top_k < vocabulary:
         scores_BK, words_BK = scores_BV.topk(how.top_k, dim=-1)
         kept_BK = _nucleus(scores_BK.softmax(-1), how)
-        return words_BK.gather(1, _inverted(kept_BK, draws_B)[:, None])[:, 0]
+        at_B = _inverted(kept_BK, draws_B)
+        return words_BK.gather(1, at_B[:, None])[:, 0], _log_share(kept_BK, at_B)
     probs_BV = scores_BV.softmax(-1)
     if how.top_p == 1.0:
-        return _inverted(_above_floor(probs_BV, how.min_p), draws_B)
+        kept_BV = _above_floor(probs_BV, how.min_p)
+        at_B = _inverted(kept_BV, draws_B)
+        return at_B, _log_share(kept_BV, at_B)
     probs_BK, words_BK = probs_BV.topk(min(LIKELIEST, vocabulary), dim=-1)
-    picked_B = words_BK.gather(1, _inverted(_nucleus(probs_BK, how), draws_B)[:, None])[:, 0]
+    kept_BK = _nucleus(probs_BK, how)
+    at_B = _inverted(kept_BK, draws_B)
+    picked_B, log_p_B = words_BK.gather(1, at_B[:, None])[:, 0], _log_share(kept_BK, at_B)
     short_B = probs_BK.double().sum(-1) < how.top_p
     if vocabulary > LIKELIEST and bool(short_B.any()):
         probs_RV, words_RV = probs_BV[short_B].sort(dim=-1, descending=True, stable=True)
-        at_R = _inverted(_nucleus(probs_RV, how), draws_B[short_B])
+        kept_RV = _nucleus(probs_RV, how)
+        at_R = _inverted(kept_RV, draws_B[short_B])
         picked_B[short_B] = words_RV.gather(1, at_R[:, None])[:, 0]
-    return picked_B
+        log_p_B[short_B] = _log_share(kept_RV, at_R)
+    return picked_B, log_p_B
+
+
+def _log_share(weights_BV: Tensor, at_B: Tensor) -> Tensor:
+    """(B,) the logarithm of one weight's share of its row's total."""
+    return (weights_BV.gather(1, at_B[:, None])[:, 0] / weights_BV.sum(-1)).log()
 
 
 def check_logits(logits_BV: Tensor) -> Tensor:
