@@ -315,7 +315,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         with self.accelerator.autocast():
             log_ps: dict[int, list[float]] = {}
             found = decoding.generate(student, prompt_ids, self.generation_config, log_ps.__setitem__)
-        if found is not None and self.generation_config.do_sample:
+        is_scored = found is not None and len(log_ps) == len(found)
+        if found is not None and is_scored and self.generation_config.do_sample:
             self._sampler_log_ps = [log_ps[i] for i in range(len(found))]
         return found
 
