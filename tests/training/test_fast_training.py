@@ -8,8 +8,8 @@ from conftest import stir_adapters, tiny_model
 from peft import LoraConfig, get_peft_model
 from test_trainer import LORA, config, first_gradient, scripted
 
+from rgsd.models import batching
 from rgsd.models.kernels import decoding, linears, products
-from rgsd.training import batching
 from rgsd.training.trainer import RGSDTrainer
 
 
