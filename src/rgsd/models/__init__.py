@@ -448,7 +448,7 @@ def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> tup
 
 def _probes(tokenizer: Any) -> list[Tensor]:
     """(1, T) each: bundled prompts with their reference answers, as a conversation."""
-    lines = (files("rgsd") / "data" / "medicine.jsonl").read_text("utf-8").splitlines()[:N_PROBES]
+    lines = (files("rgsd") / "data" / "bundled" / "medicine.jsonl").read_text("utf-8").splitlines()[:N_PROBES]
     found = []
     for row in map(json.loads, lines):
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reference"]}]
