@@ -2,6 +2,7 @@
 
     RGSDError
     ├── DataError             a row, a file or a rubric that cannot be used
+    │   └── CheckUndecided    a programmatic check that reached its limit of time or text
     ├── ConfigError           settings that contradict each other or the machine
     │   └── PromptTooLong     a prompt that would have had to be cut
     ├── ModelError            a model folder, tokenizer or chat template that cannot be used
@@ -23,6 +24,10 @@ class RGSDError(Exception):
 
 class DataError(RGSDError):
     """A row, file or rubric that cannot be used."""
+
+
+class CheckUndecided(DataError):
+    """A programmatic check that reached its limit of time or text. Its criterion is unscored, never unmet."""
 
 
 class ConfigError(RGSDError, ValueError):

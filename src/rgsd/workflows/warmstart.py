@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rgsd.errors import ConfigError
+from rgsd.errors import CheckUndecided, ConfigError
 from rgsd.judges.checks import holds
+from rgsd.progress import say
 from rgsd.prompts.messages import PromptSettings, student_messages, teacher_messages
 from rgsd.rubrics import Criterion, Example, Rubric
 from rgsd.runs import ADAPTER, MODEL, Run, create_run
@@ -84,17 +85,28 @@ def pairs(
     for example in examples:
         if example.reference is None or not example.rubric.is_checkable:
             continue
-        wanted = [c for c in example.rubric if not c.is_pitfall]
-        for _ in range(per_example):
-            shown = rng.sample(wanted, rng.randint(1, len(wanted)))
-            kept = [c for c in example.rubric if c in shown or c.is_pitfall]
-            target = without(example.reference, [c for c in wanted if c not in shown], shown)
-            if len(target.split()) >= 5:
-                rows.append(_row(teacher_messages(example, settings, shown=Rubric(tuple(kept))), target))
-        bare = without(example.reference, [c for c in wanted if "own" not in c.tags])
-        if len(bare.split()) >= 5:
-            rows.append(_row(student_messages(example), bare))
+        try:
+            rows += _pairs_of(example, settings, per_example, rng)
+        except CheckUndecided as error:
+            say(f"warmstart: example {example.id!r} gives no pairs: {error}")
     rng.shuffle(rows)
+    return rows
+
+
+def _pairs_of(example: Example, settings: PromptSettings, per_example: int, rng: random.Random) -> list[dict[str, Any]]:
+    """The rows of one example that has a reference and checks."""
+    reference = example.reference or ""
+    rows = []
+    wanted = [c for c in example.rubric if not c.is_pitfall]
+    for _ in range(per_example):
+        shown = rng.sample(wanted, rng.randint(1, len(wanted)))
+        kept = [c for c in example.rubric if c in shown or c.is_pitfall]
+        target = without(reference, [c for c in wanted if c not in shown], shown)
+        if len(target.split()) >= 5:
+            rows.append(_row(teacher_messages(example, settings, shown=Rubric(tuple(kept))), target))
+    bare = without(reference, [c for c in wanted if "own" not in c.tags])
+    if len(bare.split()) >= 5:
+        rows.append(_row(student_messages(example), bare))
     return rows
 
 
