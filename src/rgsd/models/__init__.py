@@ -89,7 +89,7 @@ def load_model(
     if "gguf_file" in options:
         _forget_gguf(model)
     if name == EMBEDDED_WARM:
-        with as_file(files("rgsd") / "data" / "warmstart") as adapter:
+        with as_file(files("rgsd") / "data" / "bundled" / "warmstart") as adapter:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
         if isinstance(wanted := _dtype(dtype), torch.dtype):
             model = model.to(wanted)
@@ -250,7 +250,7 @@ def identity(name: str, revision: str = "main") -> str | None:
         commit = _cached_commit(name, revision)
         return None if commit is None else f"hub:{name}@{commit}"
     if name == EMBEDDED_WARM:
-        with as_file(files("rgsd") / "data" / "warmstart") as adapter:
+        with as_file(files("rgsd") / "data" / "bundled" / "warmstart") as adapter:
             found = combined(found, digest_of_folder(adapter))
     return found
 
