@@ -1,6 +1,7 @@
 """Killed anywhere, a run goes on as if it had never stopped: the same bits in weights, optimizer, random numbers,
 average, logs and scores."""
 
+import hashlib
 import json
 import os
 import random
@@ -161,7 +162,8 @@ def checkpoint(folder, step, **files):
     for name, text in files.items():
         (made / name).write_text(text)
     sizes = {name: len(text) for name, text in files.items()}
-    (made / MANIFEST).write_text(json.dumps({"step": step, "files": sizes}))
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    (made / MANIFEST).write_text(json.dumps({"step": step, "files": sizes, "sha256": digests}))
     return made
 
 

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"rgsd: unknown command {args[0]!r}, known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    # TRL reports each trainer that is built to the hub. huggingface_hub reads this when it is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not os.environ.get("RGSD_VERBOSE"):
         # The bar of GGUF files knows no other switch, and tqdm reads this one when it is imported.
         os.environ.setdefault("TQDM_DISABLE", "1")

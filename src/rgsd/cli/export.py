@@ -11,12 +11,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="a finished run's folder")
     parser.add_argument("out", help="a new or empty folder")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="unset: the run's own")
+    parser.add_argument(
+        "--trust_remote_code", type=lambda text: text.lower() in ("true", "1", "yes"), nargs="?", const=True,
+        default=False, help="run code that comes with the base model; only for sources that you trust",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     from rgsd.cli.train import quieten
     from rgsd.models import export
 
     quieten()
-    folder, cost = export(args.run, args.out, dtype=args.dtype)
+    folder, cost = export(args.run, args.out, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     print(cost)
     print(f"Model: {folder.resolve()}")
     return 0

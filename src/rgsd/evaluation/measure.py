@@ -472,7 +472,7 @@ def load_tokenizer(one: Subject, settings: MeasureConfig) -> Any:
         run = open_run(name)
         saved = next((run.folder / d for d in (ADAPTER, MODEL) if (run.folder / d).is_dir()), None)
         if saved is not None and not one.is_base:
-            return models.load_tokenizer(str(saved))
+            return models.load_tokenizer(str(saved), trust_remote_code=settings.trust_remote_code)
         name, revision = run.settings["model_name_or_path"], run.settings.get("model_revision") or "main"
     return models.load_tokenizer(name, revision, settings.trust_remote_code)
 
@@ -488,11 +488,13 @@ def load(one: Subject, settings: MeasureConfig) -> tuple[Any, Any]:
     name = one.source
     if one.is_run and not one.is_base:
         dtype = None if settings.dtype == "auto" else settings.dtype
-        model, tokenizer = models.load_trained(Path(name), dtype=dtype)
+        model, tokenizer = models.load_trained(Path(name), dtype=dtype, trust_remote_code=settings.trust_remote_code)
     else:
         dtype = settings.dtype
         if one.is_run:
-            record = open_run(name).settings
+            of_run = open_run(name)
+            models.ignored_trust(of_run, settings.trust_remote_code)
+            record = of_run.settings
             name = record["model_name_or_path"]
             options["revision"] = record.get("model_revision") or "main"
             dtype = (record.get("dtype") or "float32") if dtype == "auto" else dtype

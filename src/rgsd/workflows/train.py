@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -267,6 +268,8 @@ def _build(
         _check_same(run, **facts)
         roles = {"base": BASELINE, "trained": TRAINED}
         roles[f"base+{settings.privileged_context}"] = conditioned_role(settings.privileged_context)
+        # Checkpoints carry the id, so that one of another run is told apart.
+        facts["id"] = run.meta.get("id") or uuid.uuid4().hex
         run.note(**facts, base_identity=base, processes=args.world_size, kind=_kind(args), roles=roles)
     if recipe.evaluation.evaluate and held_out and is_partitioned(model):
         raise ConfigError(
@@ -525,7 +528,8 @@ def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
     if not isinstance(model, PeftModel):
         models.save_model(model, tokenizer, run.folder / MODEL, state)
     else:
-        model.save_pretrained(str(run.folder / ADAPTER), state_dict=state)
+        with adapters.saved_without_the_hub():
+            model.save_pretrained(str(run.folder / ADAPTER), state_dict=state)
         tokenizer.save_pretrained(run.folder / ADAPTER)
     return None if is_sharded else adapters.policy(model)
 

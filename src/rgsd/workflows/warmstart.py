@@ -130,6 +130,7 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
     from trl import SFTTrainer, get_peft_config
 
     from rgsd import models
+    from rgsd.models.adapters import saved_without_the_hub
     from rgsd.workflows.train import EvalConfig, load_split
 
     train_set, _ = load_split(data, EvalConfig())
@@ -167,12 +168,14 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
             peft_config=get_peft_config(model_config),
         )
         run.begin()
-        trainer.train()
+        with saved_without_the_hub():
+            trainer.train()
     except Exception:
         run.discard()
         raise
     folder = run.folder / (ADAPTER if model_config.use_peft else MODEL)
-    trainer.save_model(str(folder))
+    with saved_without_the_hub():
+        trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
     run.note(status="finished")
     return run

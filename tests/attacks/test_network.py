@@ -1,0 +1,124 @@
+"""No command touches the network that was not asked to: each runs where every look-up and connection is refused and
+noted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rgsd.errors import ModelError
+from rgsd.models import load_model, source_of
+
+REFUSING = Path(__file__).parent / "no_network"
+SRC = Path(__file__).parent.parent.parent / "src"
+RECIPE = {
+    "model_name_or_path": "nano",
+    "held_out": 2,
+    "use_peft": True,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_modules": "all-linear",
+    "max_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 4,
+    "eval_max_new_tokens": 4,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "use_cpu": True,
+}
+
+
+def rgsd(folder, *argv):
+    """Run a command as a user's machine would, online; returns its code, its text and what it asked the network for."""
+    log = folder / "network.txt"
+    log.unlink(missing_ok=True)
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "CI")}
+    env |= {
+        "PYTHONPATH": os.pathsep.join([str(REFUSING), str(SRC)]),
+        "NETWORK_LOG": str(log),
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(folder / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "rgsd", *argv], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
+    asked = log.read_text().splitlines() if log.exists() else []
+    return done.returncode, done.stdout + done.stderr, asked
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("network")
+    rows = [
+        {
+            "id": f"r{i}",
+            "prompt": "Name a colour" + " now" * i,
+            "rubric": [{"criterion": "Names red.", "weight": 1, "check": {"any": ["red", "a"]}}],
+        }
+        for i in range(6)
+    ]
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"data": str(folder / "data.jsonl")}))
+    grpo = RECIPE | {"data": str(folder / "data.jsonl"), "num_generations": 2}
+    (folder / "grpo.yaml").write_text(yaml.safe_dump(grpo))
+    return folder
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_no_command_touches_the_network(world):
+    short = ["--data", "data.jsonl", "--max_new_tokens", "4"]
+    commands = [
+        ["data", "data.jsonl"],
+        ["train", "--config", "recipe.yaml", "--output_dir", "mine"],
+        ["grpo", "--config", "grpo.yaml", "--output_dir", "grpo"],
+        ["sft", "--config", "recipe.yaml", "--output_dir", "sft"],
+        ["gap", "nano", *short, "--rollout_tokens", "4", "--output_dir", "gap"],
+        ["eval", "nano", "mine", *short, "--output_dir", "eval"],
+        ["report", "mine", "--output", "report.html"],
+        ["export", "mine", "out"],
+    ]
+    for argv in commands:
+        code, text, asked = rgsd(world, *argv)
+        assert asked == [], (argv, text)
+        assert code == 0 or argv[0] == "sft", (argv, text)  # a nano model may have nothing to learn from itself
+
+
+@pytest.mark.integration
+def test_one_training_run_touches_no_network(world):
+    code, text, asked = rgsd(world, "train", "--config", "recipe.yaml", "--output_dir", "one", "--evaluate", "false")
+    assert (code, asked) == (0, []), text
+
+
+@pytest.mark.integration
+def test_an_unfinished_run_is_no_hub_id(world):
+    folder = world / "unfinished"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "run.json").write_text(json.dumps({"status": "running"}))
+    code, text, asked = rgsd(world, "eval", "unfinished", "--data", "data.jsonl", "--output_dir", "of-unfinished")
+    assert (code, asked) == (1, [])
+    assert "'running'" in text
+
+
+def test_a_name_with_a_folder_here_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/model", "./owner/model", str(tmp_path / "none"), "a/b/c", "../x", "~/model", "owner/"):
+        with pytest.raises(ModelError, match="there is no model folder"):
+            source_of(name, "main")
+    assert source_of("owner/model", "main") == ("owner/model", {"revision": "main"})
+    assert source_of("mine", "main") == ("mine", {"local_files_only": True})
+
+
+def test_an_adapters_own_base_is_not_fetched(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/model"}')
+    with pytest.raises(ModelError, match="is an adapter"):
+        load_model(str(tmp_path))
