@@ -222,7 +222,7 @@ def _train(
     weights = models.trained_identity(run.folder, built.base)
     if measured:
         say("After training")
-        trained = trained or models.load_trained(run.folder)[0]
+        trained = trained or models.load_trained(run.folder, trust_remote_code=args.trust_remote_code)[0]
         arms["trained"] = _arm("trained", weights, trained, tokenizer, held_out, recipe, run, judge)
         run.write(RESULTS, results(arms, run, args.seed, judge=judge.name))
     else:
