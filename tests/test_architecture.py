@@ -159,7 +159,7 @@ TOUCHED = {
     },
     "training/checkpoints.py": {
         *("_dist", "_get_train_sampler", "_load_optimizer_and_scheduler", "_metrics", "_save_checkpoint"),
-        "_total_train_tokens",
+        *("_send_telemetry", "_total_train_tokens"),
     },
 }
 TRL_SOURCE = Path(importlib.util.find_spec("trl").origin).parent / "trainer"
