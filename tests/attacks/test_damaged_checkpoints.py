@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from killing import assert_same, make_world, outcome, run
+from support.killing import assert_same, make_world, outcome, run
 
-from rgsd.checkpoints import MANIFEST, PROGRESS, _write_manifest, find, last_whole, problem_of
 from rgsd.errors import RunError
+from rgsd.training.checkpoints import MANIFEST, PROGRESS, _write_manifest, find, last_whole, problem_of
 
 FILES = {
     "model.safetensors": b"weights" * 2000,

@@ -9,7 +9,7 @@ from conftest import tiny_model
 from rgsd import models
 from rgsd.cli import main
 from rgsd.errors import ModelError
-from rgsd.measure import MeasureConfig, load, subject
+from rgsd.evaluation.measure import MeasureConfig, load, subject
 
 EXPLOIT = """
 from pathlib import Path
