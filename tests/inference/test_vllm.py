@@ -20,9 +20,9 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "
 
 
 def run(world, *argv):
-    paths = os.pathsep.join([str(TESTS / "fake_vllm"), str(TESTS.parent / "src")])
+    paths = os.pathsep.join([str(TESTS / "support" / "fake_vllm"), str(TESTS.parent / "src")])
     done = subprocess.run(
-        [sys.executable, str(TESTS / "fake_vllm" / "run_rgsd.py"), *argv],
+        [sys.executable, str(TESTS / "support" / "fake_vllm" / "run_rgsd.py"), *argv],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         capture_output=True,
         text=True,

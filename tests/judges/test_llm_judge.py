@@ -271,7 +271,7 @@ def test_free_questions_share_cache_and_retries(judge):
 
 
 NURSERY = """
-import os, sys; sys.path.insert(0, {tests!r})
+import os, sys; sys.path[:0] = [{tests!r}, {tests!r} + '/judges']
 from test_llm_judge import tasks, truth, met
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.llm import _libraries

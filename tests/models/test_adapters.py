@@ -12,7 +12,7 @@ from conftest import stir_adapters, tiny_model, write_recipes
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_trainer import LORA, config
+from support.training import LORA, config
 from transformers import AutoModelForCausalLM
 from trl import DistillationTrainer
 from trl.distributed import DistributedBackend

@@ -110,10 +110,10 @@ def train(folder: str, steps: int = 2, resume: str | None = None, **settings: An
     """Train a tiny model; the first gradient, the weights after it, the logs and the teacher's average, all whole."""
     from conftest import tiny_model
     from peft import LoraConfig
-    from test_trainer import Scripted, config
     from transformers import AutoTokenizer
 
     from rgsd.models.sharding import whole
+    from support.training import Scripted, config
 
     class Masked(Scripted):
         empty_from = settings.pop("empty_from", None)
@@ -252,12 +252,12 @@ def train_into_nan(folder: str, **settings: Any) -> str:
 
 def train_with_an_engine_that_is_sent_merges(folder: str, **settings: Any) -> bool:
     """Merged weights are sent by TRL's sync to vLLM. Whether each is the float32 merge, and the base weights stayed."""
-    from test_trainer import Scripted, sync_of
     from trl import DistillationTrainer
 
     from rgsd.models import adapters
     from rgsd.models.sharding import whole
     from rgsd.training.trainer import RGSDTrainer
+    from support.training import Scripted, sync_of
 
     before: dict[str, Any] = {}
 

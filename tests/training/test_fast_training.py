@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import stir_adapters, tiny_model
 from peft import LoraConfig, get_peft_model
-from test_trainer import LORA, config, first_gradient, scripted
+from support.training import LORA, config, first_gradient, scripted
 
 from rgsd.models import batching
 from rgsd.models.kernels import decoding, linears, products

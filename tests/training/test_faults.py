@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file
 from support.killing import CONTEXT, assert_same, make_world, outcome, run
-from test_trainer import Scripted, config
+from support.training import Scripted, config
 
 from rgsd.cli import main
 from rgsd.errors import TrainingDiverged

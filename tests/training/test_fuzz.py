@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_trainer import config, scripted
+from support.training import config, scripted
 
 from rgsd.data import SCHEMAS, load
 from rgsd.errors import ModelError, PromptTooLong, RGSDError

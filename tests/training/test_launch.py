@@ -187,7 +187,9 @@ def test_two_processes_are_launched_and_train(tmp_path, tokenizer):
 @pytest.mark.slow
 def test_fsdp2_is_launched_trains_evaluates_and_exports(tmp_path, tokenizer):
     recipe = make_world(tmp_path, tokenizer, **{**FULL, "evaluate": True})
-    code, text = run(*two(recipe, "fsdp2", "--output_dir", str(tmp_path / "run")), path=[str(TESTS / "fsdp_on_cpus")])
+    code, text = run(
+        *two(recipe, "fsdp2", "--output_dir", str(tmp_path / "run")), path=[str(TESTS / "support" / "fsdp_on_cpus")]
+    )
     assert code == 0, text
     assert (tmp_path / "run" / "checkpoint-2" / "optimizer.bin").is_file()  # FSDP's own file
     assert [a["arm"] for a in json.loads((tmp_path / "run" / "results.json").read_text())["arms"]][-1] == "trained"

@@ -10,7 +10,7 @@ from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from rgsd.cli import main
 from rgsd.cli.train import parse
 from rgsd.errors import ConfigError
-from rgsd.training import batching
+from rgsd.models import batching
 from rgsd.training import loss as divergence
 from rgsd.training.launch import LaunchConfig
 from rgsd.workflows import costs
@@ -161,7 +161,7 @@ def measure(folder, lora):
     import torch
     from conftest import examples
     from peft import LoraConfig
-    from test_trainer import Scripted, config
+    from support.training import Scripted, config
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     def resident(field):

@@ -91,7 +91,7 @@ def load_model(
     if "gguf_file" in options:
         _forget_gguf(model)
     if name == EMBEDDED_WARM:
-        with as_file(files("rgsd") / "data" / "bundled" / "warmstart") as adapter:
+        with as_file(files("rgsd.data") / "bundled" / "warmstart") as adapter:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
         if isinstance(wanted := _dtype(dtype), torch.dtype):
             model = model.to(wanted)
@@ -276,7 +276,7 @@ def identity(name: str, revision: str = "main") -> str | None:
         commit = _cached_commit(name, revision)
         return None if commit is None else f"hub:{name}@{commit}"
     if name == EMBEDDED_WARM:
-        with as_file(files("rgsd") / "data" / "bundled" / "warmstart") as adapter:
+        with as_file(files("rgsd.data") / "bundled" / "warmstart") as adapter:
             found = combined(found, digest_of_folder(adapter))
     return found
 
@@ -477,7 +477,7 @@ def export(
 
 def _probes(tokenizer: Any) -> list[Tensor]:
     """(1, T) each: bundled prompts with their reference answers, as a conversation."""
-    lines = (files("rgsd") / "data" / "bundled" / "medicine.jsonl").read_text("utf-8").splitlines()[:N_PROBES]
+    lines = (files("rgsd.data") / "bundled" / "medicine.jsonl").read_text("utf-8").splitlines()[:N_PROBES]
     found = []
     for row in map(json.loads, lines):
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reference"]}]

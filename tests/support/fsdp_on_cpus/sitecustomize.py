@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-    sys.path.append(str(Path(__file__).parent.parent))
+    sys.path.append(str(Path(__file__).parents[2]))
     from support.processes import fsdp_on_cpus
 
     fsdp_on_cpus()
