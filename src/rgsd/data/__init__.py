@@ -26,13 +26,16 @@ from rgsd.data.schemas import (
     verl,
 )
 from rgsd.data.schemas.fields import Where
-from rgsd.data.splitting import Deduplicated, Split, deduplicate, split, subset
+from rgsd.data.similarity import NearDuplicates, near_duplicates
+from rgsd.data.splitting import Deduplicated, Leaks, Split, deduplicate, leaks, split, subset
 from rgsd.data.summary import describe, summarise
 
 __all__ = [
     "SCHEMAS",
     "Deduplicated",
+    "Leaks",
     "Loaded",
+    "NearDuplicates",
     "Problem",
     "Schema",
     "Split",
@@ -40,7 +43,9 @@ __all__ = [
     "bundled",
     "deduplicate",
     "describe",
+    "leaks",
     "load",
+    "near_duplicates",
     "split",
     "subset",
     "summarise",

@@ -1,4 +1,4 @@
-"""Taking duplicate prompts out, and holding prompts out."""
+"""Taking duplicate prompts out, and holding prompts out by groups of near-duplicates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from rgsd.data.similarity import NearDuplicates, near_duplicates
 from rgsd.errors import DataError
 from rgsd.rubrics import Example
 
@@ -25,17 +26,32 @@ class Deduplicated:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Two sides that share no prompt, each in the order of the input.
+    """Two sides that share no prompt and no group of near-duplicates, each in the order of the input.
 
     Args:
         train: what is trained on.
         held_out: what is not.
         dropped: duplicates of a prompt, which are on neither side.
+        groups: the near-duplicates, each group whole on one side.
     """
 
     train: tuple[Example, ...] = field(repr=False)
     held_out: tuple[Example, ...] = field(repr=False)
     dropped: tuple[Example, ...] = field(default=(), repr=False)
+    groups: tuple[NearDuplicates, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """Near-duplicates of held-out prompts among training prompts.
+
+    Args:
+        groups: the groups with members on both sides.
+        train: their training members, in the order of the input.
+    """
+
+    groups: tuple[NearDuplicates, ...] = field(repr=False)
+    train: tuple[Example, ...] = field(repr=False)
 
 
 def deduplicate(examples: Iterable[Example]) -> Deduplicated:
@@ -49,10 +65,12 @@ def deduplicate(examples: Iterable[Example]) -> Deduplicated:
 
 
 def split(examples: Iterable[Example], held_out: int | float, seed: int) -> Split:
-    """Hold examples out, by prompt.
+    """Hold examples out, by group of near-duplicate prompts.
 
-    Duplicate prompts are taken out first. Then a hash of the seed and the prompt orders the prompts, and the lowest are
-    held out: the order of the input does not matter, and rows added later move few of the others.
+    Duplicate prompts are taken out first, and near-duplicates are grouped (see `near_duplicates`). A hash of the seed
+    and a prompt of the group orders the groups; the lowest that fit are held out. The order of the input does not
+    matter, and rows added later move few of the others. A group larger than the room left is trained on, so the
+    held-out side can be smaller than asked where groups are large.
 
     Args:
         examples: all of them.
@@ -64,13 +82,44 @@ def split(examples: Iterable[Example], held_out: int | float, seed: int) -> Spli
     """
     unique = deduplicate(examples)
     count = _count(held_out, len(unique.examples))
-    ranked = sorted(unique.examples, key=lambda example: _rank(seed, example))
-    chosen = {example.prompt_key for example in ranked[:count]}
+    groups = near_duplicates(unique.examples)
+    chosen = _choose(unique.examples, groups, count, seed)
+    if not chosen:
+        raise DataError(
+            f"got held_out={held_out!r}, room for {count} prompts, but each of the {len(groups)} groups of "
+            "near-duplicates is larger: hold more out, or remove near-duplicates"
+        )
     return Split(
         train=tuple(e for e in unique.examples if e.prompt_key not in chosen),
         held_out=tuple(e for e in unique.examples if e.prompt_key in chosen),
         dropped=unique.dropped,
+        groups=groups,
     )
+
+
+def leaks(train: Sequence[Example], held_out: Sequence[Example]) -> Leaks:
+    """What a fixed split lets through: groups of near-duplicates with members on both sides."""
+    is_held_out = {e.id for e in held_out}
+    groups = tuple(
+        group
+        for group in near_duplicates([*train, *held_out])
+        if 0 < sum(e.id in is_held_out for e in group.examples) < len(group.examples)
+    )
+    straddling = {e.id for group in groups for e in group.examples}
+    return Leaks(groups, tuple(e for e in train if e.id in straddling))
+
+
+def _choose(examples: Sequence[Example], groups: Sequence[NearDuplicates], count: int, seed: int) -> set[str]:
+    """The prompt keys to hold out: whole groups, `count` prompts at most."""
+    grouped = {e.prompt_key for group in groups for e in group.examples}
+    units = [[e] for e in examples if e.prompt_key not in grouped] + [list(group.examples) for group in groups]
+    # One member ranks its group: the lowest rank of them all would draw large groups to the held-out side.
+    units.sort(key=lambda unit: _rank(seed, min(unit, key=lambda e: e.prompt_key)))
+    chosen: set[str] = set()
+    for unit in units:
+        if len(chosen) + len(unit) <= count:
+            chosen |= {e.prompt_key for e in unit}
+    return chosen
 
 
 def subset(examples: Sequence[Example], n: int | None, seed: int) -> list[Example]:

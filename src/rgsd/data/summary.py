@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rgsd.data.loading import LISTED_PROBLEMS, Loaded
+from rgsd.data.similarity import near_duplicates
 from rgsd.data.splitting import deduplicate
 from rgsd.rubrics import Criterion, Example
 
 _TOP_DOMAINS = 10
 _LISTED_IDS = 10
+_LISTED_GROUPS, _LISTED_MEMBERS, _LISTED_CHARACTERS = 5, 3, 100
 
 
 def summarise(loaded: Loaded) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def summarise(loaded: Loaded) -> dict[str, Any]:
         "references": sum(e.reference is not None for e in examples),
         "domains": _counts((e.domain or "(none)" for e in examples), top=_TOP_DOMAINS),
         "duplicates": _duplicates(examples),
+        "near_duplicates": _near_duplicates(examples),
         "problems": {"count": len(loaded.problems), "first": [str(p) for p in loaded.problems[:LISTED_PROBLEMS]]},
     }
 
@@ -48,7 +52,7 @@ def describe(loaded: Loaded) -> str:
     """`summarise` as a few lines to read."""
     summary = summarise(loaded)
     weights, checks, duplicates = summary["weights"], summary["checks"], summary["duplicates"]
-    left_out = summary["left_out"]
+    left_out, near = summary["left_out"], summary["near_duplicates"]
     lines = [
         ("files", ", ".join(summary["files"]) or "none"),
         ("schema", f"{summary['schema']}, scored by {_named(summary['scoring']) or 'nothing'}"),
@@ -63,9 +67,11 @@ def describe(loaded: Loaded) -> str:
         ("references", f"{summary['references']:,}"),
         ("domains", _named(summary["domains"])),
         ("duplicates", f"{duplicates['count']:,} prompts seen before{_among(duplicates['first_ids'])}"),
+        ("near", _near_in_words(near)),
     ]
     text = [f"{name:<11} {value}" for name, value in lines if value]
     text += [f"left out: {item['id']}: {item['criterion']} ({item['why']})" for item in left_out["first"]]
+    text += [f"near-duplicates ({', '.join(group['why'])}): {' | '.join(group['prompts'])}" for group in near["first"]]
     return "\n".join([*text, *(f"bad row: {problem}" for problem in summary["problems"]["first"])])
 
 
@@ -107,6 +113,27 @@ def _is_item(item: object) -> bool:
 def _duplicates(examples: Sequence[Example]) -> dict[str, Any]:
     dropped = deduplicate(examples).dropped
     return {"count": len(dropped), "first_ids": [e.id for e in dropped[:_LISTED_IDS]]}
+
+
+def _near_duplicates(examples: Sequence[Example]) -> dict[str, Any]:
+    """Groups of prompts that a split keeps on one side; exact duplicates are counted elsewhere."""
+    groups = near_duplicates(deduplicate(examples).examples)
+    return {
+        "groups": len(groups),
+        "prompts": sum(len(group.examples) for group in groups),
+        "first": [
+            {"why": list(group.why), "prompts": [_line(e) for e in group.examples[:_LISTED_MEMBERS]]}
+            for group in groups[:_LISTED_GROUPS]
+        ],
+    }
+
+
+def _near_in_words(near: dict[str, Any]) -> str:
+    return f"{near['groups']:,} groups of near-duplicates, {near['prompts']:,} prompts" if near["groups"] else ""
+
+
+def _line(example: Example) -> str:
+    return f"{example.id}: {textwrap.shorten(_prompt(example), _LISTED_CHARACTERS, placeholder=' ...')}"
 
 
 def _prompt(example: Example) -> str:

@@ -306,7 +306,7 @@ def examples_for(data: DataConfig, settings: MeasureConfig, on_all: bool | None)
             say(f"  skipped: {problem}")
         examples = list(rubric_data.deduplicate(loaded.examples).examples)
     else:
-        _, examples = load_split(data)
+        examples = load_split(data).held_out
     if not examples:
         raise ConfigError(f"{data.data!r} gives no prompts to measure on")
     return rubric_data.subset(examples, settings.max_prompts, data.split_seed)

@@ -84,7 +84,7 @@ def dry_run(recipe: Recipe, launch: LaunchConfig, *, device_gib: float = 74.5) -
         raise ConfigError("dry_run tries `rgsd train` out: GRPO and SFT have none yet")
     name = str(recipe.model.model_name_or_path)
     config = _config(name, recipe)
-    train_set, _ = load_split(recipe.data, recipe.evaluation)
+    train_set = load_split(recipe.data, recipe.evaluation).train
     tokenizer = _tokenizer(name, recipe, config)
     rows = training_rows(train_set, args.prompt_settings())
     longest = {

@@ -66,6 +66,12 @@ class DataConfig:
         None,
         "Keep as held-out the examples with one of these tags, instead of a seeded split (data with a fixed split).",
     )
+    near_duplicates: str = setting(
+        "drop",
+        "With held_out_tags, training prompts that nearly repeat a held-out one: drop them from training, keep them, "
+        "or refuse to start. A seeded split never separates near-duplicates.",
+        choices=["drop", "keep", "refuse"],
+    )
     split_seed: int = setting(0, "Seed of the split into training and held-out prompts.")
     max_train_prompts: int | None = setting(
         None, "Train on at most so many prompts, sampled by split_seed. Unset: all of them."
@@ -135,7 +141,8 @@ def train(recipe: Recipe) -> Run:
     """
     started = time.time()
     args, data = recipe.training, recipe.data
-    train_set, held_out = load_split(data, recipe.evaluation)
+    sides = load_split(data, recipe.evaluation)
+    train_set, held_out = sides.train, sides.held_out
     run = _open(recipe)
     main = args.process_index == 0
     try:
@@ -154,6 +161,7 @@ def train(recipe: Recipe) -> Run:
             ) from error
         if main:
             run.begin()
+            run.note(near_duplicates=sides.near_duplicates)
             (run.folder / RESULTS).unlink(missing_ok=True)  # of a resumed run: they were another policy's
     except BaseException:
         if main:
@@ -356,8 +364,30 @@ def _sft_trainer(
     return RubricSFTTrainer(model, args=args, train_dataset=Dataset.from_list(found.rows), **common)
 
 
-def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[list[Example], list[Example]]:
-    """The training and the held-out examples, disjoint by prompt; what was dropped is said."""
+@dataclass(frozen=True)
+class Sides:
+    """What a run trains on and is measured on.
+
+    Args:
+        train: the training examples.
+        held_out: the held-out examples, of which no near-duplicate is in `train` unless `near_duplicates` is "keep".
+        near_duplicates: what was found and done, for run.json: groups, prompts, dropped ids, first groups.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    near_duplicates: dict[str, Any] = field(default_factory=dict)
+
+
+def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> Sides:
+    """The training and the held-out examples, disjoint by prompt and near-duplicates; says what was dropped.
+
+    Raises:
+        ConfigError: when `held_out_tags` leave a side empty, or `near_duplicates` is "refuse" and there are some.
+        DataError: when the data cannot be read or split.
+    """
+    if data.near_duplicates not in ("drop", "keep", "refuse"):
+        raise ConfigError(f"got near_duplicates={data.near_duplicates!r}, wanted drop, keep or refuse")
     loaded = rubric_data.load(data.data, schema=data.schema, split=data.data_split, skip_bad_rows=data.skip_bad_rows)
     if loaded.problems:
         say(f"Skipped {len(loaded.problems)} bad rows:")
@@ -367,27 +397,73 @@ def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> tuple[
     if unique.dropped:
         say(f"Dropped {len(unique.dropped)} examples whose prompt had been seen")
     evaluation = evaluation or EvalConfig()
-    share = data.held_out
-    if share == 0 and not evaluation.evaluate:
-        return rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), []
-    if data.held_out_tags:
-        tags = set(data.held_out_tags)
-        held_out = [e for e in unique.examples if tags & set(e.tags)]
-        train_set = [e for e in unique.examples if not tags & set(e.tags)]
-        if not held_out or not train_set:
-            known = sorted({t for e in unique.examples for t in e.tags})
-            raise ConfigError(
-                f"held_out_tags {sorted(tags)} leave {len(train_set)} training and {len(held_out)} held-out prompts: "
-                f"some of each are wanted. The data's tags are {known[:20]}"
-            )
-    else:
-        parts = rubric_data.split(unique.examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
-        train_set, held_out = list(parts.train), list(parts.held_out)
-    say(f"Data: {data.data} ({loaded.schema}), {len(train_set)} training and {len(held_out)} held-out prompts")
-    return (
-        rubric_data.subset(train_set, data.max_train_prompts, data.split_seed),
-        rubric_data.subset(held_out, evaluation.max_eval_prompts, data.split_seed),
+    if data.held_out == 0 and not evaluation.evaluate:
+        return Sides(rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), [])
+    sides = _split_by_tags(unique.examples, data) if data.held_out_tags else _seeded_split(unique.examples, data)
+    n_train, n_held_out = len(sides.train), len(sides.held_out)
+    say(f"Data: {data.data} ({loaded.schema}), {n_train} training and {n_held_out} held-out prompts")
+    return dataclasses.replace(
+        sides,
+        train=rubric_data.subset(sides.train, data.max_train_prompts, data.split_seed),
+        held_out=rubric_data.subset(sides.held_out, evaluation.max_eval_prompts, data.split_seed),
     )
+
+
+def _seeded_split(examples: Sequence[Example], data: DataConfig) -> Sides:
+    share = data.held_out
+    parts = rubric_data.split(examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
+    if parts.groups:
+        say(f"Near-duplicates: {_groups_in_words(parts.groups)}; each group is on one side of the split")
+    asked = round(share * len(examples)) if share < 1 else int(share)
+    if len(parts.held_out) < asked:
+        say(f"Held out {len(parts.held_out)} prompts, not {asked}: no group of near-duplicates fits the rest")
+    return Sides(list(parts.train), list(parts.held_out), _near_duplicate_facts(parts.groups, "grouped"))
+
+
+def _split_by_tags(examples: Sequence[Example], data: DataConfig) -> Sides:
+    tags = set(data.held_out_tags or ())
+    held_out = [e for e in examples if tags & set(e.tags)]
+    train_set = [e for e in examples if not tags & set(e.tags)]
+    leaks = rubric_data.leaks(train_set, held_out)
+    if leaks.groups:
+        found = f"{len(leaks.train)} training prompts nearly repeat held-out ones: {_groups_in_words(leaks.groups)}"
+        if data.near_duplicates == "refuse":
+            raise ConfigError(f"{found}. Remove them from the data, or set near_duplicates to drop or keep")
+        done = "dropped from training" if data.near_duplicates == "drop" else "kept: held-out scores include them"
+        say(f"Near-duplicates: {found}; {done}")
+    dropped = {e.id for e in leaks.train} if data.near_duplicates == "drop" else set()
+    kept = [e for e in train_set if e.id not in dropped]
+    if not held_out or not kept:
+        known = sorted({t for e in examples for t in e.tags})
+        but = f", after {len(dropped)} near-duplicates of held-out ones were dropped" if dropped else ""
+        raise ConfigError(
+            f"held_out_tags {sorted(tags)} leave {len(kept)} training and {len(held_out)} held-out prompts{but}: "
+            f"some of each are wanted. The data's tags are {known[:20]}"
+        )
+    facts = _near_duplicate_facts(leaks.groups, data.near_duplicates)
+    return Sides(kept, held_out, facts | {"dropped": [e.id for e in leaks.train if e.id in dropped]})
+
+
+_LISTED_GROUPS = 3
+
+
+def _groups_in_words(groups: Sequence[rubric_data.NearDuplicates]) -> str:
+    prompts = sum(len(group.examples) for group in groups)
+    first = "; ".join(
+        f"{' ~ '.join(e.id for e in group.examples[:4])}{' ~ ...' if len(group.examples) > 4 else ''} "
+        f"({', '.join(group.why)})"
+        for group in groups[:_LISTED_GROUPS]
+    )
+    return f"{len(groups)} groups of {prompts} prompts, e.g. {first}"
+
+
+def _near_duplicate_facts(groups: Sequence[rubric_data.NearDuplicates], rule: str) -> dict[str, Any]:
+    return {
+        "rule": rule,
+        "groups": len(groups),
+        "prompts": sum(len(group.examples) for group in groups),
+        "first": [{"ids": [e.id for e in g.examples[:10]], "why": list(g.why)} for g in groups[:10]],
+    }
 
 
 def _open(recipe: Recipe) -> Run:

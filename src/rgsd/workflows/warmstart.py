@@ -133,7 +133,7 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
     from rgsd.models.adapters import saved_without_the_hub
     from rgsd.workflows.train import EvalConfig, load_split
 
-    train_set, _ = load_split(data, EvalConfig())
+    train_set = load_split(data, EvalConfig()).train
     rows = pairs(
         train_set,
         PromptSettings(template=settings.template),
