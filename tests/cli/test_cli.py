@@ -50,6 +50,7 @@ def test_train_then_export_gives_the_trained_policy(world, capsys, peft):
     run = open_run(world / "run", finished=True)
     assert run.settings["learning_rate"] == 0.01
     assert {"train_fingerprint", "held_out_fingerprint", "model_fingerprint", "versions", "commit"} <= run.meta.keys()
+    assert run.meta["near_duplicates"]["groups"] == 0
     results = json.loads((run.folder / "results.json").read_text())
     assert [a["arm"] for a in results["arms"]] == ["base", "base+rubric", "trained"]
     assert all(a["n_prompts"] == 4 and a["coverage"] == 1.0 for a in results["arms"])
