@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on(world):
     [
         (["--config", "no-such.yaml"], "there is no recipe"),
         (["--data", "no-such.jsonl"], "no-such.jsonl"),
-        (["--model_name_or_path", "/no/such/model"], "cannot load"),
+        (["--model_name_or_path", "/no/such/model"], "/no/such/model"),
         (["--clip", "both"], "clip"),
         (["--beta", "3"], "beta"),
         (["--held_out", "0.999"], "held"),
@@ -222,7 +222,7 @@ def spied_prompts():
 
 
 OVERWRITING_MISTAKES = [
-    (["--model_name_or_path", "/nosuch"], "cannot load"),
+    (["--model_name_or_path", "/nosuch"], "/nosuch"),
     (["--max_teacher_length", "3"], "teacher prompts are longer"),
     (["--lora_target_modules", "no_such_module"], "no_such_module"),
 ]

@@ -41,7 +41,7 @@ def test_the_pipelines_arms_are_judged_by_their_answers(special, examples, tmp_p
     args = RGSDConfig(str(tmp_path / "out"), think_open_tag=OPEN, think_close_tag=CLOSE, use_cpu=True, report_to="none")
     recipe = Recipe(None, DataConfig(), EvalConfig(), args)
     run = create_run(str(tmp_path / "run"), {})
-    rows = pipeline._arm("base", tiny_model(special), special, examples, recipe, run, ChecksJudge())
+    rows = pipeline._arm("base", "weights", tiny_model(special), special, examples, recipe, run, ChecksJudge())
     assert {r["judged_text"] for r in rows} == {"Rest."}
 
 
