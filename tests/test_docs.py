@@ -16,17 +16,17 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(rgsd [^`]+)`")
 
 RUN_FOR_REAL = {
-    "init": "test_init.py",
-    "doctor": "test_doctor.py",
-    "train": "test_cli.py",
-    "grpo": "test_cli.py",
-    "eval": "test_cli.py",
-    "export": "test_cli.py",
-    "data": "test_cli.py",
+    "init": "workflows/test_init.py",
+    "doctor": "workflows/test_doctor.py",
+    "train": "cli/test_cli.py",
+    "grpo": "cli/test_cli.py",
+    "eval": "cli/test_cli.py",
+    "export": "cli/test_cli.py",
+    "data": "cli/test_cli.py",
     "report": "report/test_report.py",
     "explain": "report/test_explain.py",
-    "compare": "test_compare.py",
-    "judge": "test_agreement.py",
+    "compare": "evaluation/test_compare.py",
+    "judge": "evaluation/test_agreement.py",
 }
 """Commands that a test runs as a user does, by name, and where."""
 
