@@ -195,6 +195,11 @@ class Run:
             self.begin()
             self.settle()
 
+    def write_settings(self) -> None:
+        """Write config.yaml, without credentials."""
+        settings = _plain(without_credentials(self.settings))
+        self._put(CONFIG, yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
+
     def _put(self, name: str, text: str) -> None:
         if self.waiting is not None:
             self.waiting[name] = text
@@ -282,8 +287,7 @@ def create_run(
             "or say --overwrite to replace it, or --resume_from_checkpoint to go on with it"
         )
     run = Run(path, {}, dict(settings), replaced, waiting={})
-    config = yaml.safe_dump(_plain(without_credentials(settings)), sort_keys=True, allow_unicode=True)
-    run._put(CONFIG, config)
+    run.write_settings()
     run.note(status="running", started=_now(), command=_command(), **environment())
     if not _is_run(path):
         _start(run)
@@ -537,7 +541,10 @@ def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         # A model may write half a surrogate pair, which no file in UTF-8 can hold.
-        Path(path).write_text(redact_known(text), "utf-8", errors="replace")
+        whole = Path(path)
+        partial = whole.with_name(whole.name + _PARTIAL)
+        partial.write_text(redact_known(text), "utf-8", errors="replace")
+        partial.replace(whole)
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror}): choose another --output") from error
 

@@ -36,6 +36,14 @@ PLACES = {
     "after the rename": ("rgsd.training.checkpoints:_put_in_place", "after"),
     "evaluation": ("rgsd.inference:TransformersGenerator.generate", "after"),
     "final save": ("rgsd.workflows.train:_save", "after"),
+    "results": ("rgsd.runs:Run.write", "before"),
+    "model loaded": ("rgsd.models:load_model", "after"),
+    "merged": ("rgsd.models.adapters:merge_and_unload", "after"),
+    "export written": ("rgsd.models:save_model", "after"),
+    "judge's reply": ("rgsd.judges.cache:ReplyCache.put", "after"),
+    "table half written": ("rgsd.runs:redact_known", "after"),
+    "task written": ("rgsd.lab.running:write_jsonl", "after"),
+    "run finished": ("rgsd.runs:Run.note", "after"),
 }
 
 

@@ -31,7 +31,7 @@ from rgsd.lab.grid import Arm, Task
 from rgsd.lab.world import World, write_jsonl
 from rgsd.progress import say
 from rgsd.redaction import redact
-from rgsd.runs import BASELINE, RECORD, Run, conditioned_role, create_run, environment, open_run
+from rgsd.runs import BASELINE, RECORD, Run, conditioned_role, create_run, environment, open_run, write_json
 
 LAB = "lab.json"
 BASE = "base"
@@ -119,7 +119,7 @@ def run_lab(
     todo = [job for job in jobs if overwrite or not _is_finished(job)]
     home.mkdir(parents=True, exist_ok=True)
     record = {"arms": {a.name: {**asdict(a)} for a in arms}, "seeds": list(seeds), **environment()}
-    (home / LAB).write_text(json.dumps(record, indent=2, default=str) + "\n", "utf-8")
+    write_json(home / LAB, json.loads(json.dumps(record, default=str)))
     for job in todo:
         job.home.parent.mkdir(exist_ok=True)
         world = World(task_seed=job.seed, generality=job.task.generality)

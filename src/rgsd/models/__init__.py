@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -470,9 +471,32 @@ def export(
         kl_base=kl_base,
         update_kept=None if kept is None else kept.share,
     )
-    save_model(model, tokenizer, target)
-    (target / ROUNDING).write_text(json.dumps(asdict(cost), indent=1) + "\n", "utf-8")
+    _write_export(model, tokenizer, cost, target)
     return target, cost
+
+
+def _write_export(model: Any, tokenizer: Any, cost: Rounding, target: Path) -> None:
+    """Whole or not at all: what a kill leaves is in a hidden folder beside the target, and the next export removes it.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    place = target.resolve()
+    partial = place.with_name(f".{place.name}.partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        save_model(model, tokenizer, partial)
+        (partial / ROUNDING).write_text(json.dumps(asdict(cost), indent=1) + "\n", "utf-8")
+        if place.exists():  # empty, as was checked
+            place.rmdir()
+        partial.rename(place)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            f"cannot write the model to {target}: {error.strerror or error}. Make room, or choose another folder"
+        ) from error
 
 
 def _probes(tokenizer: Any) -> list[Tensor]:

@@ -37,7 +37,8 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
@@ -211,6 +212,35 @@ def find(output_dir: str | Path, wanted: str | bool | None, tell: Callable[[str]
     return path
 
 
+def agree(output_dir: str | Path, wanted: str | bool | None, tell: Callable[[str], None] = say) -> Path | None:
+    """As `find`, the same checkpoint in every process: the first one picks it and reads its digests, the others make
+    sure that they see it. Every process calls it.
+
+    Raises:
+        RunError: in every process, when the first finds none that serves, or another does not see the one it found.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return find(output_dir, wanted, tell)
+    picked: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            picked[0] = find(output_dir, wanted, tell)
+        except RunError as error:
+            picked[1] = str(error)
+    broadcast_object_list(picked)
+    found, problem = picked
+    if problem is None and found is not None and not state.is_main_process:
+        here = None if found.is_dir() else f"there is no {found}"
+        if here is None and (found / MANIFEST).exists():
+            here = problem_of(found, in_full=False)
+        problem = None if here is None else f"process {state.process_index} cannot go on from {found.name}: {here}"
+    problems = [p for p in gather_object([problem]) if p is not None]
+    if problems:
+        raise RunError(problems[0])
+    return found
+
+
 def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
     """Drop the rows of a .jsonl file that `keep` refuses, and half a line at its end; the file is whole at all times.
 
@@ -315,7 +345,7 @@ class CheckpointMixin(_Base):
             TrainingDiverged: when a loss or gradient is not finite; the weights are those before that step.
         """
         tell = say if self.is_world_process_zero() else _quietly
-        wanted = find(self.args.output_dir, resume_from_checkpoint, tell)
+        wanted = agree(self.args.output_dir, resume_from_checkpoint, tell)
         if resume_from_checkpoint and wanted is None:
             tell("There is no whole checkpoint yet: training begins with its first step")
         self._restored, self._stop_signal = {}, None

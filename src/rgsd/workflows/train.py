@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.models import adapters
 from rgsd.models.sharding import is_partitioned
 from rgsd.progress import Steps, say
-from rgsd.prompts.messages import SHOWS_REFERENCE, PromptSettings, student_messages, training_rows
+from rgsd.prompts.messages import SHOWS_REFERENCE, PromptSettings, student_messages, template_source, training_rows
 from rgsd.prompts.thinking import prompt_opens_thinking
 from rgsd.redaction import without_credentials
 from rgsd.rubrics import Example, fingerprint
@@ -46,7 +47,8 @@ from rgsd.runs import (
     open_run,
 )
 from rgsd.settings import setting
-from rgsd.training.checkpoints import checkpoints, find, step_of, trim_lines
+from rgsd.training.changes import PROCESSES, Change, changes, recorded
+from rgsd.training.checkpoints import agree, checkpoints, step_of, trim_lines
 from rgsd.training.config import RGSDConfig
 from rgsd.training.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.training.sft import RubricSFTConfig, RubricSFTTrainer, sample_conditioned
@@ -119,6 +121,14 @@ class Recipe:
         flat["output_dir"] = self.training.output_dir
         return {k: v for k, v in flat.items() if _is_plain(v) and k not in _NOT_SETTINGS}
 
+    def defaults(self) -> dict[str, Any]:
+        """What a setting is that `settings` leaves out."""
+        parts = (self.model, self.data, self.evaluation, self.judge, self.training)
+        return {
+            f.name: f.default for part in parts for f in dataclasses.fields(part)
+            if f.default is not dataclasses.MISSING
+        }  # fmt: skip
+
 
 _NOT_SETTINGS = frozenset(
     {"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"}
@@ -143,7 +153,7 @@ def train(recipe: Recipe) -> Run:
     args, data = recipe.training, recipe.data
     sides = load_split(data, recipe.evaluation)
     train_set, held_out = sides.train, sides.held_out
-    run = _open(recipe)
+    run, changed = _open(recipe)
     main = args.process_index == 0
     try:
         judge = build_judge(recipe.judge)
@@ -151,7 +161,7 @@ def train(recipe: Recipe) -> Run:
         if main and (measured or isinstance(args, RubricGRPOConfig)):
             try_out(judge)
         try:
-            built = _build(recipe, run, train_set, held_out, judge, measured=measured)
+            built = _build(recipe, run, train_set, held_out, judge, measured=measured, changed=changed)
         except ValueError as error:
             if type(error).__name__ != "NoMatchingPeftModuleError":  # older releases of peft lack the class
                 raise
@@ -168,7 +178,7 @@ def train(recipe: Recipe) -> Run:
             run.discard()
         raise
     try:
-        _train(recipe, run, built, train_set, held_out, judge, measured=measured)
+        _train(recipe, run, built, train_set, held_out, judge, measured=measured, changed=changed)
     except BaseException:
         # Until the first checkpoint or result the run that was to be replaced is still there.
         if main and run.replaced is not None:
@@ -203,8 +213,9 @@ def _train(
     judge: Judge,
     *,
     measured: bool,
+    changed: list[Change],
 ) -> None:
-    """Measure, train, save, measure again."""
+    """Measure, train, save, measure again; `changed` is what a resumed run goes on with other values of."""
     args, trainer, settings = recipe.training, built.trainer, recipe.training.prompt_settings()
     main, tokenizer = args.process_index == 0, trainer.processing_class
     arms: dict[str, list[dict[str, Any]]] = {}
@@ -222,7 +233,10 @@ def _train(
     say(f"Training: {len(train_set)} prompts, {steps} steps of {_rollouts_per_step(trainer)} {what}")
     if main:
         run.note(rollouts_per_step=_rollouts_per_step(trainer))
-    trainer.train(resume_from_checkpoint=_checkpoint(run, args))
+    checkpoint = _checkpoint(run, args)
+    if main and changed:
+        _record_changes(run, changed, 0 if checkpoint is None else step_of(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trained = _save(trainer, tokenizer, run)
     if not main:
         return
@@ -245,6 +259,7 @@ def _build(
     judge: Judge,
     *,
     measured: bool,
+    changed: Sequence[Change],
 ) -> _Built:
     """The trainer with its model and data, every check passed; the run's split and fingerprints noted."""
     args, main = recipe.training, recipe.training.process_index == 0
@@ -272,8 +287,12 @@ def _build(
             "train_fingerprint": fingerprint(train_set),
             "held_out_fingerprint": fingerprint(held_out),
             "model_fingerprint": model_fingerprint,
+            # A template of one's own is named by its path, whatever the file holds by now.
+            "template_fingerprint": hashlib.sha256(template_source(settings.template).encode()).hexdigest()[:16],
         }
-        _check_same(run, **facts)
+        # Fewer or other prompts to measure on are a change of the evaluation; the training's are compared below.
+        same = {k: v for k, v in facts.items() if k != "held_out_fingerprint" or not _measures_others(changed)}
+        _check_same(run, **same)
         roles = {"base": BASELINE, "trained": TRAINED}
         roles[f"base+{settings.privileged_context}"] = conditioned_role(settings.privileged_context)
         # Checkpoints carry the id, so that one of another run is told apart.
@@ -466,7 +485,12 @@ def _near_duplicate_facts(groups: Sequence[rubric_data.NearDuplicates], rule: st
     }
 
 
-def _open(recipe: Recipe) -> Run:
+def _open(recipe: Recipe) -> tuple[Run, list[Change]]:
+    """The run's folder, and what a resumed run goes on with other values of.
+
+    Raises:
+        RunError: when the folder cannot be used, or a setting changed that must not.
+    """
     args = recipe.training
     resume = bool(args.resume_from_checkpoint)
     folder = Path(str(args.output_dir))
@@ -477,15 +501,42 @@ def _open(recipe: Recipe) -> Run:
             "another output_dir"
         )
     if args.process_index != 0:
-        return Run(Path(str(args.output_dir)), {}, recipe.settings())
-    return create_run(str(args.output_dir), recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
+        return Run(folder, {}, recipe.settings()), []
+    changed = _changes(recipe, folder) if resume and (folder / RECORD).is_file() else []
+    return create_run(folder, recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume), changed
+
+
+def _changes(recipe: Recipe, folder: Path) -> list[Change]:
+    """What differs from the settings of the run in the folder, which nothing has touched yet."""
+    args, old = recipe.training, open_run(folder)
+    kind = old.meta.get("kind", _kind(args))
+    if kind != _kind(args):
+        raise RunError(
+            f"{folder} holds a run of kind {kind!r}, this is {_kind(args)!r}: choose another output_dir, or "
+            "replace the run with --overwrite true"
+        )
+    return changes(
+        old.settings | {PROCESSES: old.meta.get(PROCESSES, args.world_size)},
+        without_credentials(recipe.settings()) | {PROCESSES: args.world_size},
+        recipe.defaults(),
+        kind=kind,
+        run=str(folder),
+    )
+
+
+def _record_changes(run: Run, changed: list[Change], step: int) -> None:
+    """Into run.json first: a kill between the two finds the change once more, and records it no second time."""
+    names = ", ".join(f"{c.setting} from {c.old!r} to {c.new!r}" for c in changed)
+    say(f"Settings changed after step {step}: {names}")
+    run.note(changes=recorded(run.meta.get("changes", []), changed, step))
+    run.write_settings()
 
 
 def _checkpoint(run: Run, args: Any) -> str | None:
     """The checkpoint to go on from. What the run logged after it is taken out: those steps are done again."""
     if not args.resume_from_checkpoint:
         return None
-    found = find(args.output_dir, args.resume_from_checkpoint)
+    found = agree(args.output_dir, args.resume_from_checkpoint)
     step = 0 if found is None else step_of(found)
     if args.process_index == 0:
         trim_lines(run.folder / METRICS, lambda row: row["step"] <= step and "train_runtime" not in row)
@@ -494,13 +545,17 @@ def _checkpoint(run: Run, args: Any) -> str | None:
     return None if found is None else str(found)
 
 
+def _measures_others(changed: Sequence[Change]) -> bool:
+    return any(c.setting in ("max_eval_prompts", "evaluate") for c in changed)
+
+
 def _check_same(run: Run, **fingerprints: str) -> None:
     """A resumed run must have the data and the base model that it had."""
     changed = [name for name, value in fingerprints.items() if run.meta.get(name, value) != value]
     if run.meta.get("resumed") and changed:
         raise RunError(
             f"{run.folder} cannot go on: {', '.join(f'{n} was {run.meta[n]}, is {fingerprints[n]}' for n in changed)}. "
-            "Restore the data and the model that it began with, or start anew with --overwrite"
+            "Restore the data, the model and the template that it began with, or start anew with --overwrite"
         )
 
 
