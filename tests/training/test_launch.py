@@ -198,7 +198,7 @@ def test_fsdp2_is_launched_trains_evaluates_and_exports(tmp_path, tokenizer):
 
 @pytest.mark.slow
 def test_a_launched_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, tokenizer):
-    recipe = make_world(tmp_path, tokenizer, **{**FULL, "max_steps": 300, "save_steps": 1000})
+    recipe = make_world(tmp_path, tokenizer, **{**FULL, "max_steps": 60, "save_steps": 1000})
     process = rgsd(*two(recipe, "ddp", "--output_dir", str(tmp_path / "run")))
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 1):
@@ -209,11 +209,8 @@ def test_a_launched_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, tokeniz
     assert process.returncode == 143, text
     assert "stopped by SIGTERM after step" in text
     (saved,) = checkpoints(tmp_path / "run")
-    step = int(saved.name.split("-")[1])
-    code, text = run(
-        *two(recipe, "ddp", "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "true"),
-        *("--max_steps", str(step + 1)),
-    )
+    assert int(saved.name.split("-")[1]) < 60
+    code, text = run(*two(recipe, "ddp", "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "true"))
     assert code == 0, text
 
 
