@@ -419,6 +419,14 @@ _AGAINST = re.compile(
     r"|rather\s+than|instead\s+of|rul(?:e|es|ed|ing)\s+out|exclud\w*|inconsistent|less\s+likely|unrelated|ineffective"
     r"|wrong\w*|eliminat\w*|harmful|differs?|distinguish\w*|differentiat\w*|unlike|no\s+longer|cannot|\w+n't)\b"
 )
+_ENDS = re.compile(
+    r"\b(?:stop(?:s|ped|ping)?|discontinu(?:e|es|ed|ing)|withhold(?:s|ing)?|withheld|withdraw(?:s|ing|n)?|ceas(?:e|es|ed|ing))"
+    r"\s+(?:(?:the|all|any|his|her|their)\s+)?(?P<object>\S+(?:\s+\S+)?)"
+)
+_HARMS = re.compile(
+    r"\b(?:caus(?:e|es|ed|ing)|trigger\w*|induced|culprit|offending|toxic\w*|adverse|worsen\w*|interact\w*"
+    r"|(?:increas|rais|carr|pos)\w*\s+(?:the\s+|a\s+)?(?:\w+\s+)?risks?)\b"
+)
 ASKED_SHARE = 0.6
 """Share of a pitfall's content tokens that one sentence of the row must hold to be about the same thing."""
 
@@ -499,7 +507,8 @@ def _unsaid(unsaid: re.Match[str], wording: Reading | None, names: str | None, r
     is_wrong = bool(_FAULTY_OBJECT.match(act)) or bool(_WRONG_OBJECT.search(what[:80]))
     if _ALWAYS_OWED.match(act):
         return "disagree" if names == "good" and is_wrong else "commit"
-    stance = _stance(what, row)
+    # A drug that the row calls the cause of harm is not one that it asks to be recommended.
+    stance = _stance(what, row, skip=_HARMS if _PRESCRIBES.match(act) else None)
     good = [names == "good", is_wrong, stance == "rejected"]
     bad = [names in ("omission", "wrong act"), stance == "asked", bool(_OWED_OBJECT.match(what))]
     if any(good) and any(bad):
@@ -541,19 +550,29 @@ def _tokens(text: str) -> set[str]:
 
 
 def _stem(token: str) -> str:
-    """A crude stem, enough to match "diuretic" and "diuretics", "monitor" and "monitoring"."""
-    return re.sub(r"(?:ations?|ings?|ed|es|s|ly|al|ic)$", "", token) if len(token) > 5 else token.removesuffix("s")
+    """A crude stem, enough to match "diuretic" and "diuretics", "replacing" and "replacement"."""
+    if len(token) <= 5:
+        return token.removesuffix("s")
+    return re.sub(r"(?:ations?|ated|ating|ements?|ings?|ies|ed|es|s|ly|al|ic|y|e)$", "", token)
 
 
-def _stance(what: str, row: Row, share: float = ASKED_SHARE) -> Literal["asked", "rejected"] | None:
-    """Whether the row asks for something, rejects it, or says neither (or both)."""
+def _stance(
+    what: str, row: Row, share: float = ASKED_SHARE, skip: re.Pattern[str] | None = None
+) -> Literal["asked", "rejected"] | None:
+    """Whether the row asks for something, rejects it, or says neither (or both). Sentences with `skip` say neither."""
     named = _tokens(what)
     if not named:
         return None
-    is_negative = bool(_AGAINST.search(what))
+    is_negative = _is_against(what, named)
     found: set[bool] = set()
-    for sentence in row.wanted:
+    for sentence in map(_plain, row.wanted):
         shared = named & _tokens(sentence)
-        if len(shared) >= min(2, len(named)) and len(shared) >= share * len(named):
-            found.add(bool(_AGAINST.search(_plain(sentence))) == is_negative)
+        is_about_it = len(shared) >= min(2, len(named)) and len(shared) >= share * len(named)
+        if is_about_it and not (skip and skip.search(sentence) and not skip.search(what)):
+            found.add(_is_against(sentence, named) == is_negative)
     return None if len(found) != 1 else "asked" if found.pop() else "rejected"
+
+
+def _is_against(sentence: str, named: set[str]) -> bool:
+    """Whether a sentence speaks against what is named, or ends it ("stops warfarin", yet not "stops bleeding with")."""
+    return bool(_AGAINST.search(sentence)) or any(_tokens(ends["object"]) & named for ends in _ENDS.finditer(sentence))
