@@ -70,12 +70,12 @@ def test_train_then_export_gives_the_trained_policy(world, capsys, peft):
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert any(moved)
     # The exported model says what the trained one said in the run's own evaluation.
-    from rgsd.inference import generate
+    from rgsd.inference import SamplingConfig, generate
 
     tokenizer.padding_side = "left"
     trained = [r for r in samples if r["arm"] == "trained"]
     prompts = [[{"role": "user", "content": r["question"]}] for r in trained]
-    again = generate(model, tokenizer, prompts, max_new_tokens=8)
+    again = generate(model, tokenizer, prompts, SamplingConfig(8))
     assert [r.text for r in again] == [r["response"] for r in trained]
     assert main(["export", str(run.folder), str(world / "out")]) == 1
     assert "not an empty folder" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from conftest import tiny_model
 from rgsd.errors import ConfigError
 from rgsd.evaluation.evaluate import judge_responses, references
 from rgsd.evaluation.statistics import interval, met_by_tag, paired_difference, summarise
-from rgsd.inference import Response, generate, response_keys
+from rgsd.inference import Response, SamplingConfig, generate, response_keys
 from rgsd.judges import ChecksJudge
 from rgsd.runs import create_run
 
@@ -14,8 +14,8 @@ from rgsd.runs import create_run
 def test_greedy_responses_come_back_in_the_prompts_order_whatever_the_batch(tokenizer):
     model = tiny_model(tokenizer)
     prompts = [[{"role": "user", "content": "water " * n}] for n in (9, 1, 5, 3)]
-    one = generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=1)
-    many = generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
+    one = generate(model, tokenizer, prompts, SamplingConfig(8), batch_size=1)
+    many = generate(model, tokenizer, prompts, SamplingConfig(8), batch_size=4)
     assert [r.text for r in one] == [r.text for r in many]
     ids = tokenizer.apply_chat_template(prompts[2], add_generation_prompt=True, return_dict=False)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from rgsd import models
 from rgsd.cli import main
 from rgsd.evaluation import evaluate
-from rgsd.inference import Response, TransformersGenerator, response_keys
+from rgsd.inference import Response, SamplingConfig, TransformersGenerator, response_keys
 from rgsd.judges import ChecksJudge
 from rgsd.prompts.messages import student_messages
 from rgsd.rubrics import Rubric
@@ -139,8 +139,9 @@ def test_the_key_holds_every_value_of_an_adapter_and_the_prompt_as_sent(tokenize
     stir_adapters(model, 0.1)
     prompts = [student_messages(e) for e in examples[:2]]
 
-    def keys(**settings):
-        return TransformersGenerator(model, tokenizer, **{"max_new_tokens": 4, **settings}).keys(prompts)
+    def keys(batch_size=8, **settings):
+        sampling = SamplingConfig(**{"max_new_tokens": 4, **settings})
+        return TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size).keys(prompts)
 
     first = keys()
     assert first == keys() == keys(seed=1, batch_size=3)  # greedy: neither has a part in it

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from conftest import CHAT_TEMPLATE, tiny_model
 from support.openai_server import FATAL_FAULTS, TRANSPORT_FAULTS, Fault, OpenAIServer, Reply, openai_server_fixture  # noqa: F401
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
-from rgsd.inference import Response, ServerGenerator, TransformersGenerator, VllmGenerator, generate, prompt_seed
+from rgsd.inference import (
+    Response,
+    SamplingConfig,
+    ServerGenerator,
+    TransformersGenerator,
+    VllmGenerator,
+    generate,
+    prompt_seed,
+)
 from rgsd.inference.server_backend import _retry_after
 from rgsd.inference.transformers_backend import _SeededSampling
 from rgsd.models.kernels.sampling import Sampling
@@ -61,7 +69,7 @@ class Kept:
 def test_a_greedy_response_does_not_depend_on_its_batch(tokenizer):
     model = tiny_model(tokenizer)
     one, many = (
-        TransformersGenerator(model, tokenizer, max_new_tokens=12, batch_size=n).generate(PROMPTS) for n in (1, 8)
+        TransformersGenerator(model, tokenizer, SamplingConfig(12), batch_size=n).generate(PROMPTS) for n in (1, 8)
     )
     assert one == many
     assert len({r.text for r in one}) > 4
@@ -74,7 +82,7 @@ def test_a_greedy_response_does_not_depend_on_its_batch(tokenizer):
 
 def test_responses_are_handed_over_batch_by_batch_and_the_rest_can_be_asked_for_later(tokenizer):
     model = tiny_model(tokenizer)
-    generator = TransformersGenerator(model, tokenizer, max_new_tokens=8, batch_size=3)
+    generator = TransformersGenerator(model, tokenizer, SamplingConfig(8), batch_size=3)
     kept = Kept()
     whole = generator.generate(PROMPTS, kept)
     assert [kept.found[i] for i in range(8)] == whole
@@ -103,12 +111,12 @@ def test_the_checkpoints_sampling_settings_stay_out(tokenizer):
     }  # fmt: skip
     for name, value in leaky.items():
         setattr(odd.generation_config, name, value)
-    wanted = TransformersGenerator(plain, tokenizer, max_new_tokens=16).generate(PROMPTS)
-    assert TransformersGenerator(odd, tokenizer, max_new_tokens=16).generate(PROMPTS) == wanted
+    wanted = TransformersGenerator(plain, tokenizer, SamplingConfig(16)).generate(PROMPTS)
+    assert TransformersGenerator(odd, tokenizer, SamplingConfig(16)).generate(PROMPTS) == wanted
     assert {k: getattr(odd.generation_config, k) for k in leaky} == leaky
 
     with pytest.raises(RuntimeError, match="stop"):
-        TransformersGenerator(odd, tokenizer, max_new_tokens=4).generate(PROMPTS, failing)
+        TransformersGenerator(odd, tokenizer, SamplingConfig(4)).generate(PROMPTS, failing)
     assert odd.generation_config.repetition_penalty == 4.0
 
 
@@ -120,30 +128,30 @@ def test_an_adapters_wrapper_is_generated_from_as_well(tokenizer):
     from peft import LoraConfig, get_peft_model
 
     model = tiny_model(tokenizer)
-    wanted = generate(model, tokenizer, PROMPTS, max_new_tokens=8)
+    wanted = generate(model, tokenizer, PROMPTS, SamplingConfig(8))
     model.generation_config.repetition_penalty = 4.0
     wrapped: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
-    assert generate(wrapped, tokenizer, PROMPTS, max_new_tokens=8) == wanted  # a fresh adapter changes nothing
+    assert generate(wrapped, tokenizer, PROMPTS, SamplingConfig(8)) == wanted  # a fresh adapter changes nothing
     assert model.generation_config.repetition_penalty == 4.0
 
 
 def test_the_checkpoints_ends_of_sequence_are_kept(tokenizer):
     model = tiny_model(tokenizer)
-    long = TransformersGenerator(model, tokenizer, max_new_tokens=12).generate(PROMPTS[:1])[0]
+    long = TransformersGenerator(model, tokenizer, SamplingConfig(12)).generate(PROMPTS[:1])[0]
     assert (long.n_tokens, long.is_truncated) == (12, True)
     ids = tokenizer.apply_chat_template(PROMPTS[0], add_generation_prompt=True, return_dict=False)
     out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, out[5]]
-    short = TransformersGenerator(model, tokenizer, max_new_tokens=12).generate(PROMPTS[:1])[0]
+    short = TransformersGenerator(model, tokenizer, SamplingConfig(12)).generate(PROMPTS[:1])[0]
     assert short == Response(tokenizer.decode(out[: out.index(out[5])]), out.index(out[5]), False)
 
 
 def test_the_model_is_left_in_its_mode(tokenizer, model):
     for mode in (True, False):
         model.train(mode)
-        generate(model, tokenizer, PROMPTS[:2], max_new_tokens=2)
+        generate(model, tokenizer, PROMPTS[:2], SamplingConfig(2))
         assert model.training is mode
-    assert generate(model, tokenizer, [], max_new_tokens=2) == []
+    assert generate(model, tokenizer, [], SamplingConfig(2)) == []
 
 
 def test_a_sampled_response_depends_on_seed_and_prompt_alone(tokenizer):
@@ -152,7 +160,7 @@ def test_a_sampled_response_depends_on_seed_and_prompt_alone(tokenizer):
     def sampled(prompts, batch_size=8, seed=0, **settings):
         settings = {"temperature": 0.8, "top_p": 0.9, **settings}
         generator = TransformersGenerator(
-            model, tokenizer, max_new_tokens=12, batch_size=batch_size, seed=seed, **settings
+            model, tokenizer, SamplingConfig(12, seed=seed, **settings), batch_size=batch_size
         )
         return generator.generate(prompts)
 
@@ -160,12 +168,27 @@ def test_a_sampled_response_depends_on_seed_and_prompt_alone(tokenizer):
     assert sampled(PROMPTS, batch_size=1) == whole
     assert sampled(PROMPTS[5:2:-1]) == whole[5:2:-1]
     assert sampled(PROMPTS, seed=1) != whole
-    greedy = TransformersGenerator(model, tokenizer, max_new_tokens=12).generate(PROMPTS)
+    greedy = TransformersGenerator(model, tokenizer, SamplingConfig(12)).generate(PROMPTS)
     assert greedy != whole
     assert sampled(PROMPTS, temperature=1e-4) == greedy
     assert sampled(PROMPTS, temperature=5.0, top_p=1e-6) == greedy
     assert prompt_seed(0, PROMPTS[0]) != prompt_seed(1, PROMPTS[0]) != prompt_seed(1, PROMPTS[1])
     assert 0 <= prompt_seed(0, PROMPTS[0]) < 2**31
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_filters_that_leave_one_token_sample_greedily(tokenizer, monkeypatch, fast):
+    monkeypatch.setenv("RGSD_FAST", str(int(fast)))
+    model = tiny_model(tokenizer)
+
+    def sampled(**settings):
+        return TransformersGenerator(model, tokenizer, SamplingConfig(12, **settings)).generate(PROMPTS)
+
+    greedy = sampled()
+    assert sampled(temperature=1.0) != greedy
+    assert sampled(temperature=1.0, top_k=1) == greedy
+    assert sampled(temperature=1.0, min_p=0.999) == greedy
+    assert sampled(repetition_penalty=4.0) != greedy
 
 
 def test_sampling_follows_the_probabilities():
@@ -189,7 +212,7 @@ def test_sampling_follows_the_probabilities():
 def test_out_of_memory_halves_the_batch(tokenizer, capsys, monkeypatch):
     monkeypatch.setenv("RGSD_FAST", "0")
     model = tiny_model(tokenizer)
-    wanted = TransformersGenerator(model, tokenizer, max_new_tokens=6).generate(PROMPTS)
+    wanted = TransformersGenerator(model, tokenizer, SamplingConfig(6)).generate(PROMPTS)
     real, sizes = model.generate, []
 
     def small_device(room):
@@ -202,12 +225,14 @@ def test_out_of_memory_halves_the_batch(tokenizer, capsys, monkeypatch):
         return limited
 
     model.generate = small_device(2)
-    generator = TransformersGenerator(model, tokenizer, max_new_tokens=6, batch_size=8)
+    generator = TransformersGenerator(model, tokenizer, SamplingConfig(6), batch_size=8)
     assert generator.generate(PROMPTS) == wanted
     assert sizes == [8, 4, 2, 2, 2, 2]
-    assert "out of memory with 8 prompts at once: going on with 4" in capsys.readouterr().out
+    assert "out of memory with 8 prompts at once: continuing with 4" in capsys.readouterr().out
     model.generate = small_device(0)
-    with pytest.raises(ModelError, match=r"does not suffice for prompt 2 of 8 .*Tried to allocate.*lower max_new_toke"):
+    with pytest.raises(
+        ModelError, match=r"runs out of memory for prompt 2 of 8 .*Tried to allocate.*lower max_new_toke"
+    ):
         generator.generate(PROMPTS)
 
 
@@ -217,7 +242,7 @@ def test_a_prompt_too_long_is_refused_before_anything_is_generated(tokenizer):
     n = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False)) for p in prompts]
     kept = Kept()
     with pytest.raises(PromptTooLong) as caught:
-        TransformersGenerator(model, tokenizer, max_new_tokens=1024 - n[1] + 1).generate(prompts, kept)
+        TransformersGenerator(model, tokenizer, SamplingConfig(1024 - n[1] + 1)).generate(prompts, kept)
     for part in (
         "prompt 3 of 3 ('drink drink",
         f"{n[2]:,} tokens",
@@ -227,10 +252,10 @@ def test_a_prompt_too_long_is_refused_before_anything_is_generated(tokenizer):
     ):
         assert part in str(caught.value)
     assert not kept.found
-    fits = TransformersGenerator(model, tokenizer, max_new_tokens=1024 - n[2])
+    fits = TransformersGenerator(model, tokenizer, SamplingConfig(1024 - n[2]))
     assert len(fits.generate(prompts[:1])) == 1
     with pytest.raises(PromptTooLong, match="longer context"):
-        TransformersGenerator(model, tokenizer, max_new_tokens=1).generate([asked("rest " * 2000)])
+        TransformersGenerator(model, tokenizer, SamplingConfig(1)).generate([asked("rest " * 2000)])
 
 
 def test_tags_of_reasoning_stay_in_the_text_where_they_are_special_tokens(tokenizer, model):
@@ -240,11 +265,9 @@ def test_tags_of_reasoning_stay_in_the_text_where_they_are_special_tokens(tokeni
     special.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
     think, end = special.convert_tokens_to_ids(["[THINK]", "[/THINK]"])
     row = [think, *special.encode("rest"), end, *special.encode("Walk."), special.eos_token_id, 0]
-    tagged = TransformersGenerator(
-        model, special, max_new_tokens=9, think_open_tag="[THINK]", think_close_tag="[/THINK]"
-    )
+    tagged = TransformersGenerator(model, special, SamplingConfig(9, think_tags=("[THINK]", "[/THINK]")))
     assert tagged._response(row, [0]).text == "[THINK]rest[/THINK]Walk."
-    assert TransformersGenerator(model, special, max_new_tokens=9)._response(row, [0]).text == "restWalk."
+    assert TransformersGenerator(model, special, SamplingConfig(9))._response(row, [0]).text == "restWalk."
 
 
 def test_a_prompt_that_opens_the_reasoning_is_noted(tokenizer, model):
@@ -252,8 +275,8 @@ def test_a_prompt_that_opens_the_reasoning_is_noted(tokenizer, model):
 
     opening = deepcopy(tokenizer)
     opening.chat_template = CHAT_TEMPLATE.replace("assistant\n{%", "assistant\n{{ '' if quick else '<think>\n' }}{%")
-    assert generate(model, opening, PROMPTS[:1], max_new_tokens=2)[0].starts_in_thinking
-    quick = generate(model, opening, PROMPTS[:1], max_new_tokens=2, chat_template_kwargs={"quick": True})
+    assert generate(model, opening, PROMPTS[:1], SamplingConfig(2))[0].starts_in_thinking
+    quick = generate(model, opening, PROMPTS[:1], SamplingConfig(2, chat_template_kwargs={"quick": True}))
     assert not quick[0].starts_in_thinking
 
 
@@ -263,15 +286,27 @@ def test_a_template_that_refuses_is_an_error_with_a_remedy(tokenizer, model):
     strict = deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(ModelError, match=r"refuses prompt 1 of 1 .*no system role"):
-        generate(model, strict, PROMPTS[:1], max_new_tokens=2)
+        generate(model, strict, PROMPTS[:1], SamplingConfig(2))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"batch_size": 0}]
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 1.0},
+        {"repetition_penalty": 0.0},
+        {"batch_size": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(tokenizer, model, wrong):
+    batch_size = wrong.get("batch_size", 8)
+    sampling = {"max_new_tokens": 4, **{k: v for k, v in wrong.items() if k != "batch_size"}}
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        TransformersGenerator(model, tokenizer, **{"max_new_tokens": 4, **wrong})
+        TransformersGenerator(model, tokenizer, SamplingConfig(**sampling), batch_size=batch_size)
 
 
 # vLLM, by a stand-in with the interface of vllm.LLM, vllm.SamplingParams and vllm.RequestOutput (0.22 to 0.31).
@@ -365,11 +400,11 @@ def test_vllm_gives_what_transformers_gives(fake_vllm, tokenizer, model):
     # Some responses end: with a token that not all of them hold.
     end = next(t for row in rows for t in row if any(t not in other for other in rows))
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
-    wanted = TransformersGenerator(model, tokenizer, max_new_tokens=12).generate(PROMPTS)
+    wanted = TransformersGenerator(model, tokenizer, SamplingConfig(12)).generate(PROMPTS)
     assert {r.is_truncated for r in wanted} == {True, False}
     kept = Kept()
     generator = VllmGenerator(
-        "owner/name", max_new_tokens=12, batch_size=3, revision="v1", engine={"tensor_parallel_size": 2}
+        "owner/name", SamplingConfig(12), batch_size=3, revision="v1", engine={"tensor_parallel_size": 2}
     )
     assert generator.generate(PROMPTS, kept) == wanted
     assert kept.found == dict(enumerate(wanted))
@@ -383,26 +418,26 @@ def test_vllm_gives_what_transformers_gives(fake_vllm, tokenizer, model):
 
 
 def test_vllm_is_seeded_by_prompt(fake_vllm, tmp_path):
-    VllmGenerator(str(tmp_path), max_new_tokens=4, temperature=0.7, seed=3, revision="main").generate(PROMPTS)
+    VllmGenerator(str(tmp_path), SamplingConfig(4, temperature=0.7, seed=3), revision="main").generate(PROMPTS)
     assert [p.seed for p in fake_vllm.calls[0]] == [prompt_seed(3, p) for p in PROMPTS]
     assert fake_vllm.options["revision"] is None  # a folder has none
 
 
 def test_vllms_failures_are_explained(fake_vllm):
     with pytest.raises(PromptTooLong, match="prompt 5 of 8"):
-        VllmGenerator("m", max_new_tokens=10, engine={"max_model_len": 30}).generate(PROMPTS)
+        VllmGenerator("m", SamplingConfig(10), engine={"max_model_len": 30}).generate(PROMPTS)
     fake_vllm.finish_reason = "abort"
-    with pytest.raises(ModelError, match=r"prompt 1 of 8 .* with 'abort', wanted stop or length"):
-        VllmGenerator("m", max_new_tokens=4).generate(PROMPTS)
+    with pytest.raises(ModelError, match=r"prompt 1 of 8 .* with 'abort'"):
+        VllmGenerator("m", SamplingConfig(4)).generate(PROMPTS)
     fake_vllm.load_error = RuntimeError("Engine core initialization failed.\nSee root cause above.")
     with pytest.raises(ModelError, match="vLLM cannot load 'm': Engine core initialization failed"):
-        VllmGenerator("m", max_new_tokens=4)
+        VllmGenerator("m", SamplingConfig(4))
 
 
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"pip install 'rgsd\[vllm\]'"):
-        VllmGenerator("m", max_new_tokens=4)
+        VllmGenerator("m", SamplingConfig(4))
 
 
 # Servers.
@@ -420,8 +455,12 @@ QUESTIONS = [asked(f"question {i}") for i in range(8)]
 
 
 def client(server, **settings):
-    settings = {"max_new_tokens": 32, "retry_first_wait": 0.002, "retry_max_wait": 0.02, "timeout": 10.0, **settings}
-    return ServerGenerator("test-model", api_base=server if isinstance(server, str) else server.url, **settings)
+    names = {f.name for f in fields(SamplingConfig)}
+    sampling = SamplingConfig(**{"max_new_tokens": 32, **{k: v for k, v in settings.items() if k in names}})
+    rest = {k: v for k, v in settings.items() if k not in names}
+    settings = {"retry_first_wait": 0.002, "retry_max_wait": 0.02, "timeout": 10.0, **rest}
+    api_base = server if isinstance(server, str) else server.url
+    return ServerGenerator("test-model", sampling, api_base=api_base, **settings)
 
 
 def texts(responses):
@@ -651,7 +690,7 @@ def test_reasoning_that_the_server_splits_off_is_put_back(openai_server, name):
         "question 2": Reply("Wa", "hm", reasoning_field=name, finish_reason="length"),
     }
     server = openai_server(lambda request: replies[question(request)])
-    found = client(server, think_open_tag="<t>", think_close_tag="</t>").generate(QUESTIONS[:3])
+    found = client(server, think_tags=("<t>", "</t>")).generate(QUESTIONS[:3])
     assert found[0] == Response("<t>hm</t>Walk.", 9, False)
     assert texts(found) == ["<t>hm</t>Walk.", "<t>hm, so", "<t>hm</t>Wa"]
     assert [strip_thinking(r.text, "<t>", "</t>") for r in found] == ["Walk.", "", "Wa"]
@@ -783,12 +822,12 @@ def test_transformers_serve_gives_what_transformers_gives(tmp_path):
         ],
         asked("Why is the sky blue? Explain it to a child in two sentences."),
     ]
-    wanted = TransformersGenerator(model, tokenizer, max_new_tokens=24, batch_size=4).generate(prompts)
+    wanted = TransformersGenerator(model, tokenizer, SamplingConfig(24), batch_size=4).generate(prompts)
     with transformers_serve(tmp_path / "model", tmp_path / "log") as address:
         served = ServerGenerator(
             str(tmp_path / "model"),
+            SamplingConfig(24),
             api_base=address,
-            max_new_tokens=24,
             concurrency=4,
             extra_body={"frequency_penalty": 0.0},
         ).generate(prompts)
@@ -797,10 +836,10 @@ def test_transformers_serve_gives_what_transformers_gives(tmp_path):
         # The server counts the end of sequence.
         assert [r.n_tokens for r in served] == [r.n_tokens + (not r.is_truncated) for r in wanted]
         with pytest.raises(ModelError, match=r"Server is pinned to .*; requested 'other'"):
-            ServerGenerator("other", api_base=address, max_new_tokens=4).generate(prompts[:1])
+            ServerGenerator("other", SamplingConfig(4), api_base=address).generate(prompts[:1])
         with pytest.raises(ModelError, match=r"Unexpected fields in the request: \{'top_k'\}.*extra_body"):
             ServerGenerator(
-                str(tmp_path / "model"), api_base=address, max_new_tokens=4, extra_body={"top_k": 1}
+                str(tmp_path / "model"), SamplingConfig(4), api_base=address, extra_body={"top_k": 1}
             ).generate(prompts[:1])
 
 
@@ -848,6 +887,6 @@ def test_logits_that_are_not_finite_are_an_error_that_names_model_and_weight(tok
     with torch.no_grad():
         broken.model.layers[1].self_attn.v_proj.weight[0, 0] = float("nan")
     broken.config._name_or_path = "some/model"
-    generator = TransformersGenerator(broken, tokenizer, max_new_tokens=4, temperature=temperature)
+    generator = TransformersGenerator(broken, tokenizer, SamplingConfig(4, temperature=temperature))
     with pytest.raises(ModelError, match=r"some/model.*layers\.1\.self_attn\.v_proj\.weight"):
         generator.generate(PROMPTS)

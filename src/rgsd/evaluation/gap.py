@@ -31,7 +31,7 @@ from rgsd.evaluation.statistics import (
     points,
     summarise,
 )
-from rgsd.inference import TransformersGenerator, replay
+from rgsd.inference import SamplingConfig, TransformersGenerator, replay
 from rgsd.judges import JudgeConfig, build_judge, try_out
 from rgsd.progress import counting, say
 from rgsd.prompts.leaks import mentions_rubric
@@ -98,10 +98,10 @@ def gap(
     if is_judged:
         judge = build_judge(judge_config)
         try_out(judge)
-        generator = TransformersGenerator(
-            model, tokenizer, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size,
-            think_open_tag=settings.think_open_tag, think_close_tag=settings.think_close_tag,
-        )  # fmt: skip
+        sampling = SamplingConfig(
+            settings.max_new_tokens, think_tags=(settings.think_open_tag, settings.think_close_tag)
+        )
+        generator = TransformersGenerator(model, tokenizer, sampling, batch_size=settings.batch_size)
 
         def arm(label: str, prompts: Any) -> list[dict[str, Any]]:
             tags = (settings.think_open_tag, settings.think_close_tag)
@@ -195,11 +195,13 @@ def _divergences(
     run: Run, model: Any, tokenizer: Any, examples: Sequence[Example], settings: MeasureConfig, gap_settings: GapConfig
 ) -> dict[str, Any]:
     """Mean divergence a token between teacher and student, on sampled rollouts, with its interval over prompts."""
-    generator = TransformersGenerator(
-        model, tokenizer, max_new_tokens=gap_settings.rollout_tokens, batch_size=settings.batch_size,
-        temperature=1.0, seed=settings.seed, think_open_tag=settings.think_open_tag,
-        think_close_tag=settings.think_close_tag,
-    )  # fmt: skip
+    sampling = SamplingConfig(
+        gap_settings.rollout_tokens,
+        temperature=1.0,
+        seed=settings.seed,
+        think_tags=(settings.think_open_tag, settings.think_close_tag),
+    )
+    generator = TransformersGenerator(model, tokenizer, sampling, batch_size=settings.batch_size)
     kept = evaluate.respond(run, "rollouts", examples, prompts_for("none", examples, settings), generator)
     shown = {kind: prompts_for(kind, examples, settings) for kind in ("none", "rubric", "mismatched")}
     spec = DivergenceSpec(beta=gap_settings.beta, clip="entry", clip_threshold=gap_settings.clip_threshold)

@@ -18,6 +18,7 @@ from rgsd.inference import (
     Generator,
     Response,
     ResponseKey,
+    SamplingConfig,
     ServerGenerator,
     TransformersGenerator,
     VllmGenerator,
@@ -101,6 +102,18 @@ class MeasureConfig:
             raise ConfigError(f"api_base is set, but backend is {self.backend!r}: say --backend server")
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}: 0 (greedy) or more is wanted")
+
+    def sampling(self) -> SamplingConfig:
+        """The sampling settings, for a generator."""
+        template: Any = self.chat_template_kwargs or {}
+        return SamplingConfig(
+            self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            chat_template_kwargs=template,
+            think_tags=(self.think_open_tag, self.think_close_tag),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,20 +420,17 @@ def policy(one: Subject, settings: MeasureConfig) -> Generator:
     if not one.is_run and weights.startswith("hub:"):
         # What is loaded later must be what the keys say, whatever becomes of the branch meanwhile.
         settings = dataclasses.replace(settings, model_revision=weights.rpartition("@")[2])
-    tags = (settings.think_open_tag, settings.think_close_tag)
-    common = (settings.max_new_tokens, settings.top_p, settings.seed, tags)
+    sampling = settings.sampling()
     if settings.backend == "vllm":
-        of_settings = vllm_settings(*common, dtype=settings.dtype)
+        of_settings = vllm_settings(sampling, dtype=settings.dtype)
     else:
-        attention = settings.attn_implementation
-        of_settings = transformers_settings(*common, dtype=settings.dtype, attention=attention)
+        of_settings = transformers_settings(sampling, dtype=settings.dtype, attention=settings.attn_implementation)
     tokenizer: list[Any] = []
 
     def keys(prompts: Sequence[Conversation]) -> list[ResponseKey]:
         if not tokenizer:
             tokenizer.append(load_tokenizer(one, settings))
-        kwargs: Any = settings.chat_template_kwargs or {}
-        sent = tokenize(tokenizer[0], prompts, kwargs, one.source)
+        sent = tokenize(tokenizer[0], prompts, sampling.chat_template_kwargs, one.source)
         return response_keys(weights, of_settings, sent, settings.temperature)
 
     return _Deferred(one.source, keys, lambda: _generator(one, settings), built)
@@ -434,35 +444,27 @@ def _identity(one: Subject, settings: MeasureConfig) -> str | None:
 
 
 def _generator(one: Subject, settings: MeasureConfig) -> Generator:
-    common: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "seed": settings.seed,
-        "think_open_tag": settings.think_open_tag,
-        "think_close_tag": settings.think_close_tag,
-        "chat_template_kwargs": settings.chat_template_kwargs,
-    }
+    sampling = settings.sampling()
     if settings.backend == "server":
         more: Any = settings.extra_body
         return ServerGenerator(
             one.source,
+            sampling,
             api_base=str(settings.api_base),
             api_key_env=settings.api_key_env,
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             extra_body=more,
             prompt_opens_thinking=settings.prompt_opens_thinking,
-            **common,
         )
     if settings.backend == "vllm":
         if one.is_run:
             raise ConfigError(
                 f"vLLM loads model folders, and {one.source} is a run: `rgsd export {one.source} FOLDER` writes one"
             )
-        return VllmGenerator(one.source, revision=settings.model_revision, dtype=settings.dtype, **common)
+        return VllmGenerator(one.source, sampling, revision=settings.model_revision, dtype=settings.dtype)
     model, tokenizer = load(one, settings)
-    return TransformersGenerator(model, tokenizer, batch_size=settings.batch_size, **common)
+    return TransformersGenerator(model, tokenizer, sampling, batch_size=settings.batch_size)
 
 
 def load_tokenizer(one: Subject, settings: MeasureConfig) -> Any:

@@ -21,6 +21,7 @@ from rgsd.inference.interface import (
     response_keys,
     tokenize,
 )
+from rgsd.inference.sampling import SamplingConfig
 from rgsd.inference.server_backend import ServerGenerator
 from rgsd.inference.transformers_backend import (
     TransformersGenerator,
@@ -36,6 +37,7 @@ __all__ = [
     "Generator",
     "Response",
     "ResponseKey",
+    "SamplingConfig",
     "ServerGenerator",
     "TransformersGenerator",
     "VllmGenerator",

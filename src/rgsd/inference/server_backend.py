@@ -20,13 +20,12 @@ from rgsd.inference.interface import (
     Done,
     Response,
     ResponseKey,
-    check_settings,
     described,
     prompt_seed,
     response_keys,
 )
+from rgsd.inference.sampling import SamplingConfig
 from rgsd.progress import say
-from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
 from rgsd.redaction import redact, redact_known, remember, remember_settings
 
 if TYPE_CHECKING:
@@ -112,26 +111,19 @@ class ServerGenerator:
     def __init__(
         self,
         model: str,
+        sampling: SamplingConfig,
         *,
         api_base: str,
-        max_new_tokens: int,
         api_key_env: str | None = None,
-        temperature: float | None = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = 0,
         concurrency: int = 16,
         timeout: float = 600.0,
         retries: int = 6,
         retry_first_wait: float = 1.0,
         retry_max_wait: float = 60.0,
         give_up_after: int = 20,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         extra_body: Mapping[str, Any] | None = None,
-        think_open_tag: str = OPEN_TAG,
-        think_close_tag: str = CLOSE_TAG,
         prompt_opens_thinking: bool = False,
     ) -> None:
-        check_settings(max_new_tokens, temperature, top_p)
         for name, value, least in (
             ("concurrency", concurrency, 1),
             ("timeout", timeout, 0.001),
@@ -142,13 +134,10 @@ class ServerGenerator:
         ):
             if value < least:
                 raise ConfigError(f"{name} is {value}, at least {least} is wanted")
-        self.model, self.max_new_tokens = model, max_new_tokens
-        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+        self.model, self.sampling = model, sampling
         self.concurrency, self.timeout, self.give_up_after = concurrency, timeout, give_up_after
         self.retries, self.retry_first_wait, self.retry_max_wait = retries, retry_first_wait, retry_max_wait
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.extra_body = dict(extra_body or {})
-        self.tags = (think_open_tag, think_close_tag)
         self.prompt_opens_thinking = prompt_opens_thinking
         self.key_env = api_key_env or DEFAULT_KEY_ENV
         self._key = _key(self.key_env, is_wanted=api_key_env is not None)
@@ -193,13 +182,13 @@ class ServerGenerator:
         """See `Generator.keys`. A server does not say which weights it serves: its address and the model's name stand
         for them, so that other weights under the same name go unnoticed."""
         body = {k: v for k, v in self._body([], {}).items() if k != "messages"}
-        settings = {**body, "backend": "server", "opens": self.prompt_opens_thinking, "tags": self.tags}
+        settings = {**body, "backend": "server", "opens": self.prompt_opens_thinking, "tags": self.sampling.think_tags}
         sent = [[[m["role"], m["content"]] for m in p] for p in prompts]
-        return response_keys(f"{self.name} at {self.address}", settings, sent, self.temperature)
+        return response_keys(f"{self.name} at {self.address}", settings, sent, self.sampling.temperature)
 
     def _warn_of_unmarked_reasoning(self, responses: Sequence[Response]) -> None:
         """Say so when responses that were cut off may be reasoning that nothing marks as such."""
-        open_tag, close_tag = self.tags
+        open_tag, close_tag = self.sampling.think_tags
         unopened = [r for r in responses if not r.starts_in_thinking and open_tag not in r.text]
         n_cut = sum(r.is_truncated and close_tag not in r.text for r in unopened)
         if n_cut and any(close_tag in r.text for r in unopened):
@@ -211,21 +200,21 @@ class ServerGenerator:
 
     def _body(self, prompt: Conversation, neutral: Mapping[str, Any]) -> dict[str, Any]:
         """The request, as OpenAI defines it, and what this server needs besides."""
-        is_greedy = self.temperature == 0
+        is_greedy = self.sampling.is_greedy
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": m["role"], "content": m["content"]} for m in prompt],
-            "max_tokens": self.max_new_tokens,
+            "max_tokens": self.sampling.max_new_tokens,
         }
-        if self.temperature is not None:
-            body["temperature"] = self.temperature
+        if self.sampling.temperature is not None:
+            body["temperature"] = self.sampling.temperature
         if not is_greedy:
-            body["top_p"] = self.top_p
-        if self.seed is not None:
-            body["seed"] = self.seed if is_greedy else prompt_seed(self.seed, prompt)
-        if self.chat_template_kwargs:
-            body["chat_template_kwargs"] = self.chat_template_kwargs
-        return {**body, **neutral, **self.extra_body}
+            body["top_p"] = self.sampling.top_p
+        if self.sampling.seed is not None:
+            body["seed"] = self.sampling.seed if is_greedy else prompt_seed(self.sampling.seed, prompt)
+        if self.sampling.chat_template_kwargs:
+            body["chat_template_kwargs"] = self.sampling.chat_template_kwargs
+        return {**body, **neutral, **self.sampling.filters, **self.extra_body}
 
     def _response(self, data: Any) -> Response:
         """A chat completion as a response.
@@ -251,7 +240,7 @@ class ServerGenerator:
         is_truncated = finish_reason in ("length", "content_filter")
         starts_in_thinking = self.prompt_opens_thinking and not reasoning
         if reasoning:
-            open_tag, close_tag = self.tags
+            open_tag, close_tag = self.sampling.think_tags
             # Cut off before the answer began: the reasoning was never closed.
             text = f"{open_tag}{reasoning}" + ("" if is_truncated and not text else f"{close_tag}{text}")
         # A server may echo the key; a judge, perhaps another provider's, reads this text next.
@@ -281,8 +270,9 @@ class ServerGenerator:
             mark in low for mark in ("context length", "context_length", "context size", "too long")
         ):
             return PromptTooLong(
-                f"{what}: prompt and max_new_tokens ({self.max_new_tokens:,}) exceed its context. Lower max_new_tokens,"
-                f" leave the prompt out, or start the server with a longer context. Prompts are never cut. {kept}"
+                f"{what}: prompt and max_new_tokens ({self.sampling.max_new_tokens:,}) exceed its context. Lower "
+                f"max_new_tokens, leave the prompt out, or start the server with a longer context. Prompts are never "
+                f"cut. {kept}"
             )
         if 300 <= status < 400:
             return ModelError(f"{what}: it points elsewhere. Set api_base to the address that it names. {kept}")

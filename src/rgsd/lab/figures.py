@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgsd.errors import ConfigError, ModelError
 from rgsd.evaluation.evaluate import judge_responses
-from rgsd.inference import generate
+from rgsd.inference import SamplingConfig, generate
 from rgsd.judges import ChecksJudge
 from rgsd.lab.world import World
 from rgsd.prompts.leaks import mentions_rubric
@@ -92,7 +92,7 @@ def measure(
         settings, think = arms()[name]
         examples = world.examples("held-out", think=think)[:n_prompts]
         prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
-        responses = generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=96, label=name)
+        responses = generate(model, tokenizer, prompts, SamplingConfig(MAX_NEW_TOKENS), batch_size=96, label=name)
         rows = judge_responses(examples, responses, ChecksJudge(), arm=name)
         audits = [
             world.audit(e.metadata["topic"], strip_thinking(r.text)) for e, r in zip(examples, responses, strict=True)

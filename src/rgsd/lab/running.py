@@ -290,12 +290,12 @@ def _train_and_measure(job: Job) -> dict[str, list[dict[str, Any]]]:
 def measure(run: Run, arm: str, privileged_context: str, model: Any, tokenizer: Any, job: Job) -> list[dict[str, Any]]:
     """Greedy responses to the held-out prompts of the job's task, with exact verdicts, into the run's samples.jsonl."""
     from rgsd.evaluation import evaluate
-    from rgsd.inference import TransformersGenerator
+    from rgsd.inference import SamplingConfig, TransformersGenerator
     from rgsd.judges import ChecksJudge
     from rgsd.prompts.messages import PromptSettings, training_rows
 
     examples = World(task_seed=job.seed, generality=job.task.generality).examples(HELD_OUT, think=job.task.think)
     settings = PromptSettings("cover", privileged_context=privileged_context, seed=job.seed)  # pyright: ignore[reportArgumentType]
     prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
-    generator = TransformersGenerator(model, tokenizer, max_new_tokens=MAX_NEW_TOKENS, batch_size=96)
+    generator = TransformersGenerator(model, tokenizer, SamplingConfig(MAX_NEW_TOKENS), batch_size=96)
     return evaluate.measure(run, arm, examples, prompts, generator, ChecksJudge())

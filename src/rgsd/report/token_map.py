@@ -25,7 +25,7 @@ from rgsd import models
 from rgsd.errors import ConfigError, DataError, RunError
 from rgsd.evaluation import evaluate
 from rgsd.evaluation.measure import MeasureConfig, Subject, examples_by_id, load, subject
-from rgsd.inference import Response, TransformersGenerator, replay
+from rgsd.inference import Response, SamplingConfig, TransformersGenerator, replay
 from rgsd.progress import say
 from rgsd.prompts.messages import (
     SHOWS_REFERENCE,
@@ -324,17 +324,14 @@ def _response(
             f"{one.source} has no stored response of arm {arm!r} to example {example.id!r}: leave out --arm to "
             "sample one"
         )
-    generator = TransformersGenerator(
-        model,
-        tokenizer,
-        max_new_tokens=resolved.max_new_tokens,
-        batch_size=1,
+    sampling = SamplingConfig(
+        resolved.max_new_tokens,
         temperature=settings.temperature,
         seed=settings.seed,
-        chat_template_kwargs=resolved.chat_template_kwargs,
-        think_open_tag=resolved.think_tags[0],
-        think_close_tag=resolved.think_tags[1],
+        chat_template_kwargs=resolved.chat_template_kwargs or {},
+        think_tags=resolved.think_tags,
     )
+    generator = TransformersGenerator(model, tokenizer, sampling, batch_size=1)
     say(f"Sampling a response to {example.id}")
     (written,) = generator.generate([prompt])
     how = f"sampled at temperature {settings.temperature:g}, seed {settings.seed}" if settings.temperature else "greedy"

@@ -14,7 +14,7 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from rgsd.errors import ConfigError
-from rgsd.inference import Response, TransformersGenerator, replay
+from rgsd.inference import Response, SamplingConfig, TransformersGenerator, replay
 from rgsd.progress import counting
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.messages import PromptSettings, training_rows
@@ -133,18 +133,15 @@ def sample_conditioned(
     n_truncated = n_leaking = n_tokens = 0
     with counting("conditioned responses", len(prompts) * args.responses_per_prompt) as counter:
         for draw in range(args.responses_per_prompt):
-            generator = TransformersGenerator(
-                model,
-                tokenizer,
-                max_new_tokens=args.max_completion_length,
-                batch_size=batch_size,
+            sampling = SamplingConfig(
+                args.max_completion_length,
                 temperature=args.temperature,
                 # A stream of its own for each draw of each run.
                 seed=args.seed * 100_003 + draw,
-                think_open_tag=args.think_open_tag,
-                think_close_tag=args.think_close_tag,
                 chat_template_kwargs=template_kwargs,
+                think_tags=(args.think_open_tag, args.think_close_tag),
             )
+            generator = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size)
             responses = generator.generate([p["teacher_prompt"] for p in prompts], lambda i, r: counter.advance())
             for example, prompt, response in zip(examples, prompts, responses, strict=True):
                 n_tokens += response.n_tokens

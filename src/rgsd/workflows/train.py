@@ -22,7 +22,7 @@ from rgsd import data as rubric_data
 from rgsd import models
 from rgsd.errors import ConfigError, RunError
 from rgsd.evaluation import evaluate, statistics
-from rgsd.inference import TransformersGenerator
+from rgsd.inference import SamplingConfig, TransformersGenerator
 from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.models import adapters
 from rgsd.models.sharding import is_partitioned
@@ -575,16 +575,14 @@ def _self_written(
 ) -> dict[str, str]:
     """References that the base model writes from the rubrics, before it is trained."""
     tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
-    generator = TransformersGenerator(
-        model,
-        tokenizer,
-        max_new_tokens=recipe.training.max_completion_length or 512,
-        batch_size=recipe.evaluation.eval_generation_batch_size,
-        chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
-        think_open_tag=tags[0],
-        think_close_tag=tags[1],
-        weights=weights,
+    template: Any = recipe.training.chat_template_kwargs or {}
+    sampling = SamplingConfig(
+        recipe.training.max_completion_length or 512,
+        chat_template_kwargs=template,
+        think_tags=tags,
     )
+    batch_size = recipe.evaluation.eval_generation_batch_size
+    generator = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size, weights=weights)
     main = recipe.training.process_index == 0
     return evaluate.references(run, examples, generator, think_tags=tags, keep=main)
 
@@ -627,16 +625,14 @@ def _arm(
     else:
         prompts = [row["teacher_prompt"] for row in training_rows(examples, settings, references)]
     tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
-    generator = TransformersGenerator(
-        model,
-        tokenizer,
-        max_new_tokens=recipe.evaluation.eval_max_new_tokens or recipe.training.max_completion_length or 512,
-        batch_size=recipe.evaluation.eval_generation_batch_size,
-        chat_template_kwargs=recipe.training.chat_template_kwargs,  # pyright: ignore[reportArgumentType]
-        think_open_tag=tags[0],
-        think_close_tag=tags[1],
-        weights=weights,
+    template: Any = recipe.training.chat_template_kwargs or {}
+    sampling = SamplingConfig(
+        recipe.evaluation.eval_max_new_tokens or recipe.training.max_completion_length or 512,
+        chat_template_kwargs=template,
+        think_tags=tags,
     )
+    batch_size = recipe.evaluation.eval_generation_batch_size
+    generator = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size, weights=weights)
     return evaluate.measure(run, arm, examples, prompts, generator, judge, think_tags=tags)
 
 
