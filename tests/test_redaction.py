@@ -182,6 +182,9 @@ def test_an_echoing_server_gets_no_key_into_a_run_the_cache_the_report_or_the_te
             "--judge_api_key_env", "JUDGE_SECRET_VARIABLE", "--judge_retries", "1", "--judge_retry_max_wait", "0.01",
             "--judge_reasks", "0", "--output_dir", str(tmp_path / "run"), "--max_new_tokens", "8"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["rgsd", *argv])
+    assert main(argv) == 1  # the test call shows what the server said
+    argv += ["--judge_test_call", "false"]
+    monkeypatch.setattr("sys.argv", ["rgsd", *argv])
     assert main(argv) == 1  # no coverage, or a refused key
     if (tmp_path / "run" / "samples.jsonl").exists():
         main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "report.html")])
