@@ -39,11 +39,12 @@ PLACES = {
     "results": ("rgsd.runs:Run.write", "before"),
     "model loaded": ("rgsd.models:load_model", "after"),
     "merged": ("rgsd.models.adapters:merge_and_unload", "after"),
+    "weights of an export": ("transformers:PreTrainedModel.save_pretrained", "after"),
     "export written": ("rgsd.models:save_model", "after"),
     "judge's reply": ("rgsd.judges.cache:ReplyCache.put", "after"),
-    "table half written": ("rgsd.runs:redact_known", "after"),
+    "before a file's rename": ("pathlib:Path.replace", "before"),
     "task written": ("rgsd.lab.running:write_jsonl", "after"),
-    "run finished": ("rgsd.runs:Run.note", "after"),
+    "run noted": ("rgsd.runs:Run.note", "after"),
 }
 
 
@@ -75,7 +76,8 @@ def _arm(place: str, nth: int, act: Any) -> None:
     setattr(owner, name, wrapped)
 
 
-def _run(argv: list[str], place: str | None, nth: int, signal_number: int, output: str) -> None:
+def command(argv: list[str], place: str | None, nth: int, signal_number: int, output: str) -> int:
+    """The exit code of `rgsd` in this process, its output in a file; a signal comes at the nth call of a place."""
     sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -84,7 +86,11 @@ def _run(argv: list[str], place: str | None, nth: int, signal_number: int, outpu
 
     if place is not None:
         _arm(place, nth, lambda: os.kill(os.getpid(), signal_number))
-    sys.exit(main(argv))
+    return main(argv)
+
+
+def _run(*args: Any) -> None:
+    sys.exit(command(*args))
 
 
 def run(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 
-from support.killing import CONTEXT
+from support.killing import CONTEXT, command
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -57,6 +59,19 @@ def fsdp_on_cpus() -> None:
 def _child(work: Callable[..., Any], rank: int, world: int, port: int, engine: str, out: str, settings: Any) -> None:
     sys.stdout = sys.stderr = open(f"{out}.{rank}.txt", "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
     torch.set_num_threads(1)
+    _join(rank, world, port, engine)
+    try:
+        torch.save(work(**settings), f"{out}.{rank}.pt")
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)  # what the group still wants to tell at exit is of no interest
+
+
+def _join(rank: int, world: int, port: int, engine: str) -> None:
+    """What a launcher tells a process."""
     if world > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -69,14 +84,6 @@ def _child(work: Callable[..., Any], rank: int, world: int, port: int, engine: s
     if engine == "fsdp2":
         os.environ |= FSDP2
         fsdp_on_cpus()
-    try:
-        torch.save(work(**settings), f"{out}.{rank}.pt")
-    except BaseException:
-        traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)  # what the group still wants to tell at exit is of no interest
 
 
 def together(
@@ -101,6 +108,48 @@ def together(
     assert not stuck, f"still running after {seconds} s\n{texts}"
     assert all(p.exitcode == 0 for p in processes), texts
     return [torch.load(f"{out}.{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _ranked(rank: int, world: int, port: int, engine: str, *args: Any) -> None:
+    _join(rank, world, port, engine)
+    code = command(*args)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def commands(
+    argv: list[str],
+    folder: Path,
+    engine: str,
+    place: str | None = None,
+    nth: int = 1,
+    signal_number: int = signal.SIGKILL,
+    rank: int = 0,
+    world: int = 2,
+    seconds: int = 120,
+) -> tuple[list[int], str]:
+    """The exit codes of `rgsd` as a launcher runs it in several processes, and what was printed. The signal goes to one
+    of them; when that ends by it, the others are killed, as a launcher would."""
+    port = free_port()
+    outputs = [folder / f"output.{r}.txt" for r in range(world)]
+    processes = []
+    for r, output in enumerate(outputs):
+        output.unlink(missing_ok=True)
+        args = (argv, place if r == rank else None, nth, signal_number, str(output))
+        processes.append(CONTEXT.Process(target=_ranked, args=(r, world, port, engine, *args)))
+        processes[-1].start()
+    until = time.monotonic() + seconds
+    while any(p.exitcode is None for p in processes) and time.monotonic() < until:
+        if any(p.exitcode not in (None, 0, 143) for p in processes):
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    stuck = [p for p in processes if p.exitcode is None]
+    for process in stuck:
+        process.kill()
+    text = "\n".join(f"--- rank {r}\n{o.read_text() if o.exists() else ''}" for r, o in enumerate(outputs))
+    assert not stuck, f"still running after {seconds} s\n{text}"
+    return [int(p.exitcode or 0) for p in processes], text
 
 
 # --- Work -------------------------------------------------------------------------------------------------------------
