@@ -460,7 +460,8 @@ def _generator(one: Subject, settings: MeasureConfig) -> Generator:
     if settings.backend == "vllm":
         if one.is_run:
             raise ConfigError(
-                f"vLLM loads model folders, and {one.source} is a run: `rgsd export {one.source} FOLDER` writes one"
+                f"vLLM loads model folders, and {one.source} is a run: "
+                f"`rgsd export {one.source} --output_dir FOLDER` writes one"
             )
         return VllmGenerator(one.source, sampling, revision=settings.model_revision, dtype=settings.dtype)
     model, tokenizer = load(one, settings)

@@ -142,9 +142,7 @@ def _second_names(contenders: Sequence[Contender], judge: str, wanted: Sequence[
             raise RunError(f"{name!r} is the judge that is compared by, wanted another one as second: name it, or none")
         if name not in common:
             have = "; ".join(f"{c.label}: {', '.join(map(repr, c.by_judge))}" for c in contenders)
-            raise RunError(
-                f"{name!r} did not judge all of the runs, which have {have}: let it judge them with --second_judge"
-            )
+            raise RunError(f"{name!r} did not judge all of the runs, which have {have}: let it judge them with --judge")
     return list(dict.fromkeys(wanted)) or [j for j in common if j != judge]
 
 

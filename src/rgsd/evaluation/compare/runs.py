@@ -123,7 +123,7 @@ def choose_judge(contenders: Sequence[Contender], wanted: str | None = None) -> 
     problem = f"{wanted!r} did not judge all of the runs" if wanted else "no judge judged all of the runs"
     raise RunError(
         f"{problem}: {have}. Verdicts of different judges are never compared: let one judge them all, "
-        "rgsd compare ... --second_judge J"
+        "rgsd compare ... --judge J"
     )
 
 

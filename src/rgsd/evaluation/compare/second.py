@@ -216,7 +216,7 @@ def plan_second(contenders: Sequence[Contender], name: str, by: str | None = Non
     is_first_everywhere = all(next(iter(c.by_judge)) == name for c in contenders)
     if by == name or is_first_everywhere:
         raise ConfigError(
-            f"second_judge is {name!r}, which gave the verdicts that are compared: name another one, or compare by "
+            f"judge is {name!r}, which gave the verdicts that are compared: name another one, or compare by "
             "another with --by"
         )
     if not others and by is None:
