@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from rgsd.evaluation.statistics import LEAST_FOR_A_VERDICT, TAIL, quantiles, student_quantile
+from rgsd.evaluation.conclusions import LEAST_FOR_A_VERDICT
+from rgsd.evaluation.statistics import TAIL, quantiles, student_quantile
 
 SIZES = (10, 20, 30, 40, 80, 200)
 N_SAMPLES, N_RESAMPLES = 6_000, 1_000

@@ -28,11 +28,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
 
 import yaml
 
@@ -46,6 +46,8 @@ from rgsd.progress import say
 from rgsd.redaction import redact_arguments, redact_known, without_credentials
 from rgsd.rows import BadRow, check_record, check_row, loads
 
+T = TypeVar("T")
+
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
 RESPONSES, ROLLOUTS = "responses.jsonl", "rollouts.jsonl"
@@ -58,18 +60,15 @@ PACKAGES = ("rgsd", "torch", "transformers", "trl", "peft", "accelerate", "datas
 _PARTIAL = ".partial"
 _OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
 """What a start leaves that was killed before it had written run.json."""
-_ROW_FIELDS = {
-    SAMPLES: ("arm", "example_id", "scoring", "score", "verdicts"),
-    RESPONSES: ("arm", "example_id", "text", "n_tokens", "is_truncated", "starts_in_thinking"),
-    REFERENCES: ("example_id", "text", "n_tokens", "is_truncated", "starts_in_thinking", "key"),
-}
-"""What every row of a file has; a row without it is refused when it is read, not where it is used."""
-
 
 BASELINE, CONDITIONED, TRAINED, CONTROL, CANDIDATE = "baseline", "conditioned", "trained", "control", "candidate"
 """Roles of arms, as run.json holds them (`roles`: arm -> role): what the others are compared with; the same model that
 reads the rubric or a reference; the trained policy; a model that reads another prompt's rubric, or a "conditioned" one
 that is shown nothing; any other model of an evaluation."""
+
+
+TRAINING_KINDS = ("rgsd", "grpo", "sft")
+"""Kinds of runs that train, in run.json; the others evaluate."""
 
 
 def conditioned_role(privileged_context: str) -> str:
@@ -207,19 +206,27 @@ class Run:
             _write(self.folder / name, text)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one of the .jsonl files; none when it is not there. Half a line at its end, as a killed process
-        leaves it, is not a row, and is said once.
+        """The rows of one of the .jsonl files; none if it is missing. Half a line at its end, as a killed process
+        leaves it, is skipped, with a notice.
 
         Raises:
-            RunError: for any other line that is no row, naming the file and the line.
+            RunError: For any other line that is not a row; it names the file and the line.
         """
         return list(self.iterate_lines(name))
 
-    def iterate_lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """As `read_lines`, a row at a time.
+    @overload
+    def iterate_lines(self, name: str) -> Iterator[dict[str, Any]]: ...
+    @overload
+    def iterate_lines(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T]: ...
+    def iterate_lines(self, name: str, parse: Callable[[Mapping[str, Any]], Any] | None = None) -> Iterator[Any]:
+        """Like `read_lines`, one row at a time.
+
+        Args:
+            name: The file.
+            parse: Turns a row into a value of its own type; raises BadRow if it cannot.
 
         Raises:
-            RunError: as `read_lines`, when the line is reached.
+            RunError: Like `read_lines`, when the line is reached.
         """
         path = self.folder / name
         if self.waiting is not None or not path.is_file():
@@ -230,29 +237,31 @@ class Run:
                 if isinstance(row, str) and not line.endswith(b"\n"):
                     _say_torn(path, number)
                     return
-                problem = row if isinstance(row, str) else _lacking(name, row)
-                if problem:
+                try:
+                    if isinstance(row, str):
+                        raise BadRow(row)
+                    check_row(row, name)
+                    value = row if parse is None else parse(row)
+                except BadRow as error:
                     raise RunError(
-                        f"{path}, line {number}: got {_clipped(line)}, which is no row of this file ({problem}); "
-                        "wanted one JSON object a line, as rgsd writes it. Remove that line, or restore the file"
-                    )
-                assert isinstance(row, dict)
-                yield row
+                        f"{path}, line {number}: got {_clipped(line)}, which is not a row of this file ({error}); "
+                        "expected one JSON object per line, as rgsd writes it. Remove that line, or restore the file"
+                    ) from error
+                yield value
 
-    def set_aside(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Move rows of one of the .jsonl files to set-aside.jsonl, where nothing reads them."""
-        gone = {json.dumps(row, sort_keys=True) for row in rows}
-        if not gone:
-            return
-        kept, moved = [], []
+    def set_aside(self, name: str, is_stale: Callable[[dict[str, Any]], bool]) -> int:
+        """Move rows of one of the .jsonl files to set-aside.jsonl, where nothing reads them; returns their number."""
+        valid, stale = [], []
         for row in self.read_lines(name):
-            (moved if json.dumps(row, sort_keys=True) in gone else kept).append(row)
-        # First written there, then removed here: a kill between the two leaves rows twice, never none.
-        self.append(SET_ASIDE, [{"file": name, "row": row} for row in moved])
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        partial = self.folder / (name + _PARTIAL)
-        partial.write_bytes(text.encode("utf-8", "surrogatepass"))
-        partial.replace(self.folder / name)
+            (stale if is_stale(row) else valid).append(row)
+        if stale:
+            # Written there first, then removed here: a kill between the two duplicates rows and loses none.
+            self.append(SET_ASIDE, [{"file": name, "row": row} for row in stale])
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in valid)
+            partial = self.folder / (name + _PARTIAL)
+            partial.write_bytes(text.encode("utf-8", "surrogatepass"))
+            partial.replace(self.folder / name)
+        return len(stale)
 
 
 def create_run(
@@ -367,17 +376,6 @@ def _row(line: bytes, name: str = "") -> dict[str, Any] | str:
     except BadRow as error:
         return str(error)
     return row if isinstance(row, dict) else f"{type(row).__name__} in place of an object"
-
-
-def _lacking(name: str, row: dict[str, Any]) -> str:
-    missing = [f for f in _ROW_FIELDS.get(name, ()) if f not in row]
-    if missing:
-        return f"it lacks {', '.join(missing)}"
-    try:
-        check_row(row, name)
-    except BadRow as error:
-        return str(error)
-    return ""
 
 
 def _clipped(line: bytes, most: int = 60) -> str:

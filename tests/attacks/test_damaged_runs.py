@@ -166,7 +166,7 @@ def test_a_last_line_half_written_is_dropped_with_a_notice(run, capsys):
     path.write_bytes(path.read_bytes()[:-20])
     facts = read([str(run.folder)]).runs[0]
     assert "samples.jsonl: line 6, the last one, is half written" in " ".join(capsys.readouterr().out.split())
-    assert [len(a.rows) for a in facts.arms] == [N_PROMPTS, N_PROMPTS - 1]
+    assert [len(a.samples) for a in facts.arms] == [N_PROMPTS, N_PROMPTS - 1]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "explanations.jsonl", "rollouts.jsonl"])

@@ -9,7 +9,9 @@ from conftest import tiny_model
 from rgsd import models
 from rgsd.cli import main
 from rgsd.errors import ModelError
-from rgsd.evaluation.measure import MeasureConfig, load, subject
+from rgsd.evaluation.config import MeasureConfig
+from rgsd.evaluation.policies import load_policy
+from rgsd.evaluation.run_ref import RunRef
 
 EXPLOIT = """
 from pathlib import Path
@@ -47,7 +49,7 @@ def test_a_run_that_trusts_its_code_is_not_trusted(strangers_run, tmp_path, caps
     run, mark = strangers_run
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     for argv in (
-        ["export", str(run), "--output_dir", "out"],
+        ["export", str(run), "out"],
         ["eval", str(run), "--max_prompts", "1", "--output_dir", "eval"],
         ["eval", f"{run}:base", "--max_prompts", "1", "--output_dir", "eval-base"],
         ["explain", str(run), "--trust_remote_code", "false"],
@@ -61,7 +63,7 @@ def test_every_loader_ignores_it(strangers_run):
     run, mark = strangers_run
     for name in (str(run), f"{run}:base"):
         with pytest.raises(ModelError):
-            load(subject(name), MeasureConfig())
+            load_policy(RunRef.parse(name), MeasureConfig())
     with pytest.raises(ModelError):
         models.load_trained(run)
     assert not mark.exists()
@@ -69,5 +71,5 @@ def test_every_loader_ignores_it(strangers_run):
 
 def test_the_commands_own_flag_counts(strangers_run, tmp_path):
     run, mark = strangers_run
-    load(subject(str(run)), MeasureConfig(trust_remote_code=True))
+    load_policy(RunRef.parse(str(run)), MeasureConfig(trust_remote_code=True))
     assert mark.exists()

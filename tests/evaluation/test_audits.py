@@ -4,11 +4,11 @@ import json
 
 import pytest
 from support.openai_server import OpenAIServer, asked_ids
+from support.samples import sample
 
 from rgsd.cli import main
 from rgsd.errors import ConfigError, RunError
 from rgsd.evaluation.audits import AuditConfig, Claims, audit, false_claim_rate, length_inflation, overclaim
-from rgsd.evaluation.measure import Subject, subject
 from rgsd.inference import Response
 from rgsd.judges import JudgeConfig
 from rgsd.runs import create_run
@@ -84,7 +84,7 @@ def test_a_judge_that_declines_leaves_its_responses_out(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("which", "words", "what"),
-    [("claims", "false claims not known", "claims 0 %"), ("overclaim", "overclaims not known", "overclaims 0 %")],
+    [("claims", "false claims unknown", "claims 0 %"), ("overclaim", "overclaims unknown", "overclaims 0 %")],
 )
 def test_an_audit_without_a_usable_reply_fails_and_says_so(run, capsys, which, words, what):
     with OpenAIServer(lambda request: "I'm sorry, but I can't help with that.") as server:
@@ -102,7 +102,7 @@ def test_length_needs_no_judge_and_the_others_do(run, capsys):
     assert "2.00 times the first arm's" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="need an LLM judge"):
         audit([str(run.folder)], JudgeConfig(), AuditConfig())
-    with pytest.raises(ConfigError, match="known are length"):
+    with pytest.raises(ConfigError, match="lies"):
         AuditConfig(audits=["lies"])
     with pytest.raises(RunError, match="has no arm 'best'"):
         audit([f"{run.folder}:best"], JudgeConfig(), AuditConfig(audits=["length"]))
@@ -120,30 +120,18 @@ def test_unclear_claims_and_missing_replies_are_left_out():
 def test_overclaim_counts_positive_criteria_that_both_scored():
     def row(*met):
         weights = (1, 1, 1, -1)
-        return {"example_id": "e", "verdicts": [{"weight": w, "met": m} for w, m in zip(weights, met, strict=True)]}
+        verdicts = [{"criterion": "c", "weight": w, "met": m} for w, m in zip(weights, met, strict=True)]
+        return sample("e", verdicts=verdicts)
 
     found = overclaim([row(True, True, None, True)], [row(True, False, False, False)])
     assert found["overclaim"]["mean"] == 0.5
-    assert found["coverage"] == pytest.approx(2 / 3)
+    assert found["overclaim_coverage"] == pytest.approx(2 / 3)
 
 
 def test_length_inflation_is_paired_by_prompt():
     def rows(*lengths):
-        return [{"example_id": str(i), "n_tokens": n} for i, n in enumerate(lengths)]
+        return [sample(str(i), n_tokens=n) for i, n in enumerate(lengths)]
 
     found = length_inflation(rows(20, 30, 999)[:2], rows(10, 15, 1))
     assert (found.mean, found.low, found.high, found.n) == (2.0, 2.0, 2.0, 2)
     assert length_inflation(rows(1), []) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("owner/name", Subject("owner/name")),
-        ("owner/name+rubric", Subject("owner/name", privileged_context="rubric")),
-        ("runs/x:base+mismatched", Subject("runs/x", True, "mismatched")),
-        ("models/a+b", Subject("models/a+b")),
-    ],
-)
-def test_a_subject_is_read(text, expected):
-    assert subject(text) == expected

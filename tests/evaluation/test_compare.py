@@ -2,26 +2,29 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rgsd.cli.compare import main
-from rgsd.errors import ConfigError, DataError, JudgeError, RunError, UsageError
-from rgsd.evaluation import compare as module
+from rgsd.errors import ConfigError, DataError, JudgeError, RunError
 from rgsd.evaluation.compare import (
+    SecondJudge,
     changes,
     compare,
     compare_runs,
     difference,
-    read_contenders,
+    read_arms,
     rejudge,
     second_opinion,
     tally,
     unjudged,
     words,
 )
+from rgsd.evaluation.run_ref import EvalArm, RunRef
+from rgsd.evaluation.samples import Sample
 from rgsd.judges import JudgeConfig, Judgement, Usage
 from rgsd.rubrics import Criterion, Example, Rubric, Verdict, score
 
@@ -54,6 +57,11 @@ class ScriptedJudge:
             if done is not None:
                 done(i, found[-1])
         return found
+
+
+def by_second(judge):
+    """A second judge of `compare_runs`."""
+    return SecondJudge(JudgeConfig(), build=lambda config: judge)
 
 
 def example(i):
@@ -96,6 +104,11 @@ def row_of(one, response, arm="trained", judge="first", met=None):
     }
 
 
+def sample_of(one, response, **options):
+    """The same as a sample."""
+    return Sample.from_row(row_of(one, response, **options))
+
+
 def write_run(folder, rows, **meta):
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"status": "finished", "commit": "abc", "dirty": False, "held_out_fingerprint": "f1"} | meta
@@ -133,7 +146,11 @@ def world(tmp_path):
 
 
 def table_of(*names, **options):
-    return compare(read_contenders(names), **options)
+    return compare(arms_of(*names), **options)
+
+
+def arms_of(*names, **options):
+    return read_arms([RunRef.parse(name) for name in names], **options)
 
 
 # What is compared.
@@ -180,15 +197,15 @@ def test_no_difference_is_called_none(world):
     table = table_of(worse, f"{worse}:base")
     same = table_of(f"{worse}:base", f"{worse}:trained")
     assert table["differences"][0]["difference"]["mean"] == -same["differences"][0]["difference"]["mean"]
-    rows = [row_of(example(i), "rest") for i in range(12)]
-    mixed = [row_of(example(i), "tea" if i % 2 else "rest tea") for i in range(12)]
+    rows = [sample_of(example(i), "rest") for i in range(12)]
+    mixed = [sample_of(example(i), "tea" if i % 2 else "rest tea") for i in range(12)]
     found = difference(rows, mixed)["difference"]
     assert found["low"] < 0 < found["high"]
 
 
 def test_a_pitfall_is_won_when_it_is_no_longer_met():
-    a = [row_of(example(0), "syrup"), row_of(example(1), "rest")]
-    b = [row_of(example(0), "rest"), row_of(example(1), "rest syrup")]
+    a = [sample_of(example(0), "syrup"), sample_of(example(1), "rest")]
+    b = [sample_of(example(0), "rest"), sample_of(example(1), "rest syrup")]
     found = {(c.prompt, c.text): c.outcome for c in changes(a, b)}
     assert found[("e0", "Claims syrup.")] == 1
     assert found[("e0", "Advises rest.")] == 1
@@ -197,21 +214,22 @@ def test_a_pitfall_is_won_when_it_is_no_longer_met():
 
 
 def test_a_criterion_that_changed_its_sign_is_not_the_same():
-    a, b = [row_of(example(0), "rest syrup")], [row_of(example(0), "rest")]
-    b[0]["verdicts"][2]["weight"] = 2
+    a, b = [sample_of(example(0), "rest syrup")], [sample_of(example(0), "rest")]
+    verdicts = (*b[0].verdicts[:2], replace(b[0].verdicts[2], weight=2))
+    b[0] = replace(b[0], verdicts=verdicts)
     assert {c.text for c in changes(a, b)} == {"Advises rest.", "Recommends tea."}
 
 
 def test_unscored_criteria_are_neither_won_nor_lost():
-    a = [row_of(example(0), "", met=[True, None, False])]
-    b = [row_of(example(0), "", met=[False, True, None])]
+    a = [sample_of(example(0), "", met=[True, None, False])]
+    b = [sample_of(example(0), "", met=[False, True, None])]
     assert [(c.text, c.outcome) for c in changes(a, b)] == [("Advises rest.", -1)]
 
 
 def test_the_sign_test_counts_prompts_not_criteria():
     # Three criteria won in each of two prompts are two observations, not six.
-    a = [row_of(example(i), "syrup") for i in range(2)]
-    b = [row_of(example(i), "rest tea") for i in range(2)]
+    a = [sample_of(example(i), "syrup") for i in range(2)]
+    b = [sample_of(example(i), "rest tea") for i in range(2)]
     found = tally(changes(a, b))
     assert (found["won"], found["lost"]) == (6, 0)
     assert found["p"] == 0.5
@@ -220,7 +238,7 @@ def test_the_sign_test_counts_prompts_not_criteria():
 def test_a_criterion_that_stands_twice_is_matched_in_order():
     def twice(met):
         one = Example("x", example(0).messages, Rubric((Criterion("Same."), Criterion("Same."))))
-        return row_of(one, "", met=met)
+        return sample_of(one, "", met=met)
 
     assert [c.outcome for c in changes([twice([True, False])], [twice([True, True])])] == [0, 1]
 
@@ -228,9 +246,9 @@ def test_a_criterion_that_stands_twice_is_matched_in_order():
 def test_length_can_account_for_a_gain():
     # The gain follows the length exactly: nothing is left at equal length.
     examples = [example(i) for i in range(40)]
-    a = [row_of(e, "x" * 64) | {"score": 0.2} for e in examples]
-    b = [row_of(e, "x" * (64 + 16 * (i % 5))) for i, e in enumerate(examples)]
-    b = [r | {"score": 0.2 + 0.3 * math.log2(len(r["judged_text"]) / 64)} for r in b]
+    a = [replace(sample_of(e, "x" * 64), score=0.2) for e in examples]
+    b = [sample_of(e, "x" * (64 + 16 * (i % 5))) for i, e in enumerate(examples)]
+    b = [replace(s, score=0.2 + 0.3 * math.log2(len(s.judged_text) / 64)) for s in b]
     found = difference(a, b)
     assert found["difference"]["low"] > 0
     controlled = found["length"]["controlled"]
@@ -258,7 +276,7 @@ def test_the_same_id_with_another_text_is_another_prompt(world, tmp_path):
     other = write_run(tmp_path / "other", rows)
     table = table_of(worse, other)
     assert table["n_shared_prompts"] == N - 4
-    assert "4 prompts have the same id and another text" in table["warnings"][0]
+    assert "4 prompts have the same id but different texts" in table["warnings"][0]
     all_other = write_run(tmp_path / "all", [r | {"question": "Else?"} for r in rows])
     with pytest.raises(RunError, match="36 ids are the same, but their texts differ"):
         table_of(worse, all_other)
@@ -295,7 +313,7 @@ def test_different_scorings_are_refused(world, tmp_path):
 def test_rows_of_different_judges_are_never_compared(world, tmp_path):
     worse, _, examples = world
     other = write_run(tmp_path / "other", [row_of(e, "tea", judge="lenient") for e in examples])
-    with pytest.raises(RunError, match=r"worse was judged by 'first'; other was judged by 'lenient'.*--judge"):
+    with pytest.raises(RunError, match=r"worse was judged by 'first'; other was judged by 'lenient'.*--second_judge"):
         table_of(worse, other)
     with pytest.raises(RunError, match="'nobody' did not judge all"):
         table_of(worse, world[1], by="nobody")
@@ -309,25 +327,25 @@ def test_low_coverage_is_told(world, tmp_path):
 
 def test_runs_and_arms_are_named(world, tmp_path):
     worse, better, _ = world
-    found = read_contenders([f"{worse}:base", better])
-    assert [c.arm for c in found] == ["base", "trained"]
-    assert [c.label for c in found] == ["worse", "better"]
-    assert [c.label for c in read_contenders([worse, f"{worse}:base"])] == ["worse:trained", "worse:base"]
+    found = arms_of(f"{worse}:base", better)
+    assert [a.name for a in found] == ["base", "trained"]
+    assert [a.label for a in found] == ["worse", "better"]
+    assert [a.label for a in arms_of(worse, f"{worse}:base")] == ["worse:trained", "worse:base"]
     with pytest.raises(RunError, match="no arm 'bse', its arms are base, trained"):
-        read_contenders([f"{worse}:bse", better])
+        arms_of(f"{worse}:bse", better)
     with pytest.raises(RunError, match="twice"):
-        read_contenders([worse, f"{worse}:trained"])
+        arms_of(worse, f"{worse}:trained")
     with pytest.raises(RunError, match="at least two"):
-        read_contenders([worse])
+        arms_of(worse)
     with pytest.raises(RunError, match="not a run folder"):
-        read_contenders([worse, str(tmp_path / "nowhere")])
+        arms_of(worse, str(tmp_path / "nowhere"))
     with pytest.raises(RunError, match="no judged responses"):
-        read_contenders([worse, write_run(tmp_path / "empty", [])])
+        arms_of(worse, write_run(tmp_path / "empty", []))
     two = write_run(tmp_path / "two", [row_of(example(0), "x", arm=a) for a in ("m1", "m2")])
-    with pytest.raises(RunError, match="2 arms, of which none is a trained policy"):
-        read_contenders([worse, two])
+    with pytest.raises(RunError, match="2 arms, none of them a trained policy"):
+        arms_of(worse, two)
     colon = write_run(tmp_path / "with:colon", [row_of(example(0), "x", arm="demo:trained")])
-    assert read_contenders([worse, f"{colon}:demo:trained"])[1].arm == "demo:trained"
+    assert arms_of(worse, f"{colon}:demo:trained")[1].name == "demo:trained"
 
 
 def test_later_rows_count(world, tmp_path):
@@ -343,7 +361,7 @@ def test_few_prompts_get_no_verdict(tmp_path, n):
     write_data(tmp_path, examples)
     worse = write_run(tmp_path / "worse", [row_of(e, "nothing") for e in examples])
     better = write_run(tmp_path / "better", [row_of(e, "rest tea") for e in examples])
-    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda config: ScriptedJudge())
+    table = compare_runs([worse, better], second=by_second(ScriptedJudge()))
     found = table["differences"][0]
     assert found["difference"]["low"] > 0
     assert found["conclusion"] == "too few prompts to say"
@@ -358,7 +376,7 @@ def test_few_prompts_get_no_verdict(tmp_path, n):
 def test_a_second_judge_that_agrees_keeps_the_ranking(world, tmp_path):
     worse, better, _ = world
     judge = ScriptedJudge()
-    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda config: judge)
+    table = compare_runs([worse, better], second=by_second(judge))
     second = table["second_judges"][0]
     assert len(judge.judged) == 2 * N
     assert second["agreement"]["raw"]["value"] == 1.0
@@ -373,7 +391,7 @@ def test_a_second_judge_that_agrees_keeps_the_ranking(world, tmp_path):
 
     # Its rows are in the runs: nothing is judged twice, and a plain comparison finds them.
     again = ScriptedJudge()
-    compare_runs([worse, better], second=JudgeConfig(), build=lambda config: again)
+    compare_runs([worse, better], second=by_second(again))
     assert again.judged == []
     assert [s["judge"] for s in table_of(worse, better)["second_judges"]] == ["second"]
     kept = [json.loads(line) for line in (Path(better) / "samples.jsonl").read_text().splitlines()]
@@ -387,7 +405,7 @@ def test_a_second_judge_that_agrees_keeps_the_ranking(world, tmp_path):
 
 def test_a_second_judge_that_says_the_opposite_turns_the_ranking(world):
     worse, better, _ = world
-    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda config: ScriptedJudge(invert=True))
+    table = compare_runs([worse, better], second=by_second(ScriptedJudge(invert=True)))
     second = table["second_judges"][0]
     assert second["agreement"]["raw"]["value"] == 0.0
     assert second["agreement"]["kappa"]["value"] < 0
@@ -401,15 +419,15 @@ def test_a_second_judge_that_says_the_opposite_turns_the_ranking(world):
 def test_agreement_is_counted_by_hand():
     ids = [f"e{i}" for i in range(2)]
     first = {
-        "e0": row_of(example(0), "t", met=[True, True, False]),
-        "e1": row_of(example(1), "t", met=[False, None, True]),
+        "e0": sample_of(example(0), "t", met=[True, True, False]),
+        "e1": sample_of(example(1), "t", met=[False, None, True]),
     }
     other = {
-        "e0": row_of(example(0), "t", met=[True, False, False]),
-        "e1": row_of(example(1), "t", met=[True, True, True]),
+        "e0": sample_of(example(0), "t", met=[True, False, False]),
+        "e1": sample_of(example(1), "t", met=[True, True, True]),
     }
-    contenders = [module.Contender(f"c{k}", None, "a", {"j1": first, "j2": other}) for k in range(2)]
-    found = second_opinion(contenders, "j1", "j2", ids)
+    arms = [EvalArm(None, "a", {"j1": first, "j2": other}, label=f"c{k}") for k in range(2)]
+    found = second_opinion(arms, "j1", "j2", ids)
     a = found["agreement_by_run"]["c0"]
     assert (a["both_met"], a["reference_only"], a["other_only"], a["neither_met"]) == (2, 1, 1, 1)
     assert a["n"] == 5
@@ -433,19 +451,19 @@ def test_rows_about_another_response_are_left_out(world, tmp_path):
 def test_a_judge_that_dies_goes_on_where_it_was(world):
     worse, better, _ = world
     with pytest.raises(JudgeError, match="gone"):
-        compare_runs([worse, better], second=JudgeConfig(), build=lambda config: ScriptedJudge(limit=N + 5))
+        compare_runs([worse, better], second=by_second(ScriptedJudge(limit=N + 5)))
     rest = ScriptedJudge()
-    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda config: rest)
+    table = compare_runs([worse, better], second=by_second(rest))
     assert rest.judged == [f"e{i}" for i in range(5, N)]
     assert table["second_judges"][0]["n_prompts"] == N
 
 
 def test_what_a_second_judge_left_unscored_is_asked_again(world):
     worse, better, _ = world
-    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda c: ScriptedJudge(problem_for=["e3"]))
+    table = compare_runs([worse, better], second=by_second(ScriptedJudge(problem_for=["e3"])))
     assert table["second_judges"][0]["n_prompts"] == N - 1
     again = ScriptedJudge()
-    table = compare_runs([worse, better], second=JudgeConfig(), build=lambda config: again)
+    table = compare_runs([worse, better], second=by_second(again))
     assert again.judged == ["e3", "e3"]
     assert table["second_judges"][0]["n_prompts"] == N
 
@@ -454,9 +472,9 @@ def test_runs_of_different_judges_are_compared_by_one_that_judges_both(world, tm
     worse, _, examples = world
     other = write_run(tmp_path / "other", [row_of(e, "rest tea", judge="lenient") for e in examples])
     with pytest.raises(JudgeError):
-        compare_runs([worse, other], second=JudgeConfig(), build=lambda config: ScriptedJudge(limit=N + 5))
+        compare_runs([worse, other], second=by_second(ScriptedJudge(limit=N + 5)))
     judge = ScriptedJudge()
-    table = compare_runs([worse, other], second=JudgeConfig(), build=lambda config: judge)
+    table = compare_runs([worse, other], second=by_second(judge))
     assert len(judge.judged) == N - 5
     assert table["judge"] == "second"
     assert table["second_judges"] == []
@@ -466,9 +484,9 @@ def test_a_judge_that_came_first_in_one_run_can_be_the_second(world, tmp_path):
     worse, _, examples = world
     rows = [row_of(e, "rest tea", judge=judge) for judge in ("second", "first") for e in examples]
     other = write_run(tmp_path / "other", rows)
-    assert {r["judge"] for r in unjudged(read_contenders([worse, other])[1], "third")} == {"second"}
+    assert {s.judge for s in unjudged(arms_of(worse, other)[1], "third")} == {"second"}
     judge = ScriptedJudge()
-    table = compare_runs([worse, other], second=JudgeConfig(), build=lambda config: judge)
+    table = compare_runs([worse, other], second=by_second(judge))
     assert len(judge.judged) == N
     assert table["judge"] == "first"
     assert [s["judge"] for s in table["second_judges"]] == ["second"]
@@ -477,8 +495,8 @@ def test_a_judge_that_came_first_in_one_run_can_be_the_second(world, tmp_path):
 def test_the_judge_that_is_compared_by_is_no_second_opinion(world):
     worse, better, _ = world
     with pytest.raises(ConfigError, match="name another"):
-        compare_runs([worse, better], second=JudgeConfig(), build=lambda config: ScriptedJudge("first"))
-    with pytest.raises(RunError, match="wanted another one"):
+        compare_runs([worse, better], second=by_second(ScriptedJudge("first")))
+    with pytest.raises(RunError, match="'first' for both"):
         table_of(worse, better, judge2=["first"])
     with pytest.raises(RunError, match="'nobody' did not judge"):
         table_of(worse, better, judge2=["nobody"])
@@ -486,18 +504,18 @@ def test_the_judge_that_is_compared_by_is_no_second_opinion(world):
 
 def test_judging_again_needs_the_runs_own_examples(world):
     _, _, examples = world
-    rows = [row_of(e, "rest") for e in examples]
+    own = [sample_of(e, "rest") for e in examples]
     by_id = {e.id: e for e in examples}
     changed = Example("e0", by_id["e0"].messages, Rubric((Criterion("Else."),)))
     judge = ScriptedJudge()
     with pytest.raises(DataError, match="'e0' has another prompt or rubric"):
-        rejudge(rows, by_id | {"e0": changed}, judge)
+        rejudge(own, by_id | {"e0": changed}, judge)
     with pytest.raises(DataError, match="'e0' is not among"):
-        rejudge(rows, {}, judge)
+        rejudge(own, {}, judge)
     assert judge.judged == []
-    found = rejudge(rows, by_id, judge)
-    assert [r["example_id"] for r in found] == [r["example_id"] for r in rows]
-    assert found[0]["score"] == pytest.approx(5 / 8)
+    found = rejudge(own, by_id, judge)
+    assert [s.example_id for s in found] == [s.example_id for s in own]
+    assert found[0].score == pytest.approx(5 / 8)
 
 
 # The command.
@@ -515,7 +533,9 @@ def test_the_command_prints_and_writes(world, tmp_path, capsys):
     assert table["differences"][0]["run"] == "better"
 
 
-def test_the_command_refuses_settings_of_a_judge_that_it_has_not(world):
+def test_the_command_refuses_what_it_does_not_know(world, capsys):
     worse, better, _ = world
-    with pytest.raises(UsageError, match="--judge_mode"):
+    with pytest.raises(SystemExit) as stop:
         main([worse, better, "--judge_mode", "batched"])
+    assert stop.value.code == 2
+    assert "--second_judge" in capsys.readouterr().err

@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from support.samples import sample
 
 from rgsd.errors import ConfigError
-from rgsd.evaluation.evaluate import judge_responses, references
-from rgsd.evaluation.statistics import interval, met_by_tag, paired_difference, summarise
+from rgsd.evaluation.arms import judge_responses
+from rgsd.evaluation.responses import references
+from rgsd.evaluation.statistics import interval
+from rgsd.evaluation.summaries import met_by_tag, paired_difference, summarise
 from rgsd.inference import Response, SamplingConfig, generate, response_keys
 from rgsd.judges import ChecksJudge
 from rgsd.runs import create_run
@@ -27,17 +30,17 @@ def test_greedy_responses_come_back_in_the_prompts_order_whatever_the_batch(toke
 def test_rows_carry_every_verdict_and_its_score(examples):
     responses = [Response("Rest, and drink tea.", 5, False)] * 2
     rows = judge_responses(examples[:2], responses, ChecksJudge(), arm="base")
-    assert rows[0]["score"] == pytest.approx((5 - 3) / 5)
-    assert [v["met"] for v in rows[0]["verdicts"]] == [True, True]
-    assert rows[0]["coverage"] == 1.0
-    assert rows[0]["judge"] == "checks"
+    assert rows[0].score == pytest.approx((5 - 3) / 5)
+    assert [v.met for v in rows[0].verdicts] == [True, True]
+    assert rows[0].coverage == 1.0
+    assert rows[0].judge == "checks"
 
 
 def test_reasoning_is_not_judged(examples):
     rows = judge_responses(examples[:1], [Response("<think>rest</think>Walk.", 9, False)], ChecksJudge(), arm="a")
-    assert rows[0]["score"] == 0.0
+    assert rows[0].score == 0.0
     never_left = Response("rest and more rest", 9, True, starts_in_thinking=True)
-    assert judge_responses(examples[:1], [never_left], ChecksJudge(), arm="a")[0]["score"] == 0.0
+    assert judge_responses(examples[:1], [never_left], ChecksJudge(), arm="a")[0].score == 0.0
 
 
 def test_the_interval_covers_at_its_rate():
@@ -57,10 +60,8 @@ def test_the_interval_is_seeded_and_clips_where_the_authors_do():
 
 
 def test_the_difference_is_paired():
-    a = [{"example_id": str(i), "score": i / 10} for i in range(10)]
-    b = [{"example_id": str(i), "score": i / 10 + 0.05} for i in reversed(range(10))] + [
-        {"example_id": "0x", "score": None}
-    ]
+    a = [sample(str(i), i / 10) for i in range(10)]
+    b = [*(sample(str(i), i / 10 + 0.05) for i in reversed(range(10))), sample("0x", None)]
     found = paired_difference(a, b)
     assert found.mean == pytest.approx(0.05)
     assert found.high - found.low < 1e-9
@@ -99,5 +100,5 @@ def test_self_written_references_are_without_reasoning(tmp_path, examples):
     written = references(run, examples[:1], _Thinks("<think>rubric</think>\nRest."))
     assert written == {"e0": "Rest."}
     assert references(run, examples[:1], _Thinks()) == written  # taken from the run
-    with pytest.raises(ConfigError, match=r"1 of 2 references without an answer.*1 of them cut off"):
+    with pytest.raises(ConfigError, match=r"1 of 2 references .*1 of them were cut off"):
         references(run, examples[:2], _Thinks("<think>without end"))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from support.samples import sample
 
 from rgsd.evaluation.gap import advice, best_template, parts_for
-from rgsd.evaluation.statistics import paired_difference
+from rgsd.evaluation.summaries import paired_difference
 
 
 def test_one_half_chooses_and_the_other_reports():
@@ -25,11 +26,11 @@ def test_the_reported_gap_of_the_best_of_many_is_not_inflated():
     rng = np.random.default_rng(0)
     chosen, reported = [], []
     for seed in range(40):
-        base = [{"example_id": str(i), "score": 0.5} for i in range(60)]
+        base = [sample(str(i), 0.5) for i in range(60)]
         choice, rest = parts_for(60, 20, seed)
         templates = {}
         for t in range(20):
-            rows = [{"example_id": str(i), "score": 0.5 + rng.normal(0, 0.2)} for i in range(60)]
+            rows = [sample(str(i), 0.5 + rng.normal(0, 0.2)) for i in range(60)]
             gaps = [paired_difference([base[i] for i in p], [rows[i] for i in p]) for p in (choice, rest)]
             templates[str(t)] = {k: {"mean": g.mean} for k, g in zip(("choice_gap", "gap"), gaps, strict=True)}
         best = templates[best_template(templates)]
@@ -48,15 +49,15 @@ def gap_of(mean, low, high, n, **more):
 @pytest.mark.parametrize(
     ("gap", "said"),
     [
-        (gap_of(0.4, 0.3, 0.5, 40), "It can pay"),
-        (gap_of(0.4, 0.3, 0.5, 8), "too few prompts to say whether it will pay"),
-        (gap_of(0.0, -0.1, 0.1, 40), "It will not pay"),
-        (gap_of(-0.3, -0.4, -0.2, 40), "It will not pay"),
-        (gap_of(0.4, 0.3, 0.5, 40, leak_rate=0.5), "Not like this"),
+        (gap_of(0.4, 0.3, 0.5, 40), "Training can pay off"),
+        (gap_of(0.4, 0.3, 0.5, 8), "too few prompts to say whether training will pay off"),
+        (gap_of(0.0, -0.1, 0.1, 40), "Training will not pay off"),
+        (gap_of(-0.3, -0.4, -0.2, 40), "Training will not pay off"),
+        (gap_of(0.4, 0.3, 0.5, 40, leak_rate=0.5), "Do not train like this"),
     ],
 )
 def test_the_advice_says_no_more_than_the_interval(gap, said):
     told = "\n".join(advice(gap, "cover", None, {"n_choice": 20, "n_report": 21}))
     assert said in told
     assert "chosen on 20 prompts; its gap below is from the other 21" in told
-    assert ("beats another prompt's" in told) == (said in ("It can pay", "Not like this"))
+    assert ("beats another prompt's" in told) == (said in ("Training can pay off", "Do not train like this"))

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from rgsd import models
 from rgsd.cli import main
-from rgsd.evaluation import evaluate
+from rgsd.evaluation.arms import evaluate_arm
+from rgsd.evaluation.samples import read_samples
 from rgsd.inference import Response, SamplingConfig, TransformersGenerator, response_keys
 from rgsd.judges import ChecksJudge
 from rgsd.prompts.messages import student_messages
@@ -55,7 +56,7 @@ def run(tmp_path):
 
 def measured(run, examples, generator, judge=None, arm="trained"):
     prompts = [student_messages(e) for e in examples]
-    return evaluate.measure(run, arm, examples, prompts, generator, judge or Counting())
+    return evaluate_arm(run, arm, examples, prompts, generator, judge or Counting())
 
 
 def test_the_same_again_is_neither_generated_nor_judged(run, examples, capsys):
@@ -77,13 +78,13 @@ def test_another_policys_rows_are_never_used_and_their_number_is_said(run, examp
     measured(run, examples, Scripted())
     kept = measured(run, examples, Scripted(), arm="base")
     rows = measured(run, examples, Scripted(text="Tea.", **other))
-    assert {r["response"] for r in rows} == {"Tea."}
+    assert {s.response for s in rows} == {"Tea."}
     said = capsys.readouterr().out
-    assert f"trained: 8 stored responses and 8 judged rows are set aside (in {SET_ASIDE}): {why}" in said
+    assert f"trained: set aside 8 stored responses and 8 samples (in {SET_ASIDE}): {why}" in said
     # No reader of the run meets them any more, and they are not lost.
     assert {r["text"] for r in run.read_lines(RESPONSES) if r["arm"] == "trained"} == {"Tea."}
     assert {r["response"] for r in run.read_lines(SAMPLES) if r["arm"] == "trained"} == {"Tea."}
-    assert [r for r in run.read_lines(SAMPLES) if r["arm"] == "base"] == kept
+    assert [s for s in read_samples(run) if s.arm == "base"] == kept
     assert len(run.read_lines(SET_ASIDE)) == 16
 
 
@@ -93,9 +94,9 @@ def test_a_changed_prompt_sets_its_own_row_aside_alone(run, examples, capsys):
     changed = [replace(examples[0], messages=({"role": "user", "content": "Else?"},)), *examples[1:]]
     measured(run, changed, generator)
     assert generator.asked == 9
-    assert "1 stored responses and 1 judged rows are set aside" in capsys.readouterr().out
+    assert "set aside 1 stored responses and 1 samples" in capsys.readouterr().out
     measured(run, changed[1:], generator)
-    assert "to prompts that are not measured" in capsys.readouterr().out
+    assert "to prompts that are not evaluated" in capsys.readouterr().out
     assert len(run.read_lines(SAMPLES)) == 7
 
 
@@ -117,7 +118,7 @@ def test_verdicts_are_of_one_judge_with_its_settings_on_one_text_and_rubric(run,
     other = Counting("llm", "lenient")
     measured(run, examples, generator, other)
     assert (generator.asked, other.judged) == (8, 8)
-    assert "8 judged rows are set aside" in capsys.readouterr().out
+    assert "set aside 8 samples" in capsys.readouterr().out
     second = Counting("checks")
     measured(run, examples, generator, second)
     assert len(run.read_lines(SAMPLES)) == 16  # two judges, side by side
@@ -204,8 +205,8 @@ def test_training_gone_on_with_reports_the_policy_that_it_ended_with(world, caps
     assert main(recipe) == 0
     assert main([*recipe, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 0
     said = capsys.readouterr().out
-    assert "trained: 4 stored responses and 4 judged rows are set aside" in said
-    assert "base: 4 stored" not in said  # the base is what it was: neither generated nor judged again
+    assert "trained: set aside 4 stored responses and 4 samples" in said
+    assert "base: set aside" not in said  # the base is what it was: neither generated nor judged again
     assert said.count("base: responses: 4/4") == 1
     evaluated = world / "eval"
     assert main(["eval", str(world / "run"), "--output_dir", str(evaluated), "--max_new_tokens", "8"]) == 0

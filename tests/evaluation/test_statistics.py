@@ -3,38 +3,35 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.samples import sample
 
 from rgsd.errors import DataError
 from rgsd.evaluation import statistics
+from rgsd.evaluation.conclusions import Conclusion, conclude, verdict_sentence
+from rgsd.evaluation.samples import latest
 from rgsd.evaluation.statistics import (
-    Conclusion,
     Estimate,
     Interval,
     agreement,
     balanced_f1,
     cohens_kappa,
-    conclude,
     confusion,
     count_difference,
     holm,
     interval,
-    latest,
     length_controlled,
-    met_by_tag,
-    paired_difference,
     quantiles,
     ratio,
     resampled_sums,
     sign_test,
-    summarise,
-    tag_score,
-    verdict_sentence,
 )
+from rgsd.evaluation.summaries import met_by_tag, paired_difference, summarise, tag_score, usage_totals
 
 
 def verdict(met, weight=1.0, tags=(), criterion="Advises rest.", grade=None):
@@ -42,23 +39,11 @@ def verdict(met, weight=1.0, tags=(), criterion="Advises rest.", grade=None):
 
 
 def row(example_id="e0", verdicts=(), score=None, **more):
-    """A row of samples.jsonl; the older, shorter form."""
-    verdicts = list(verdicts)
-    n_scored = sum(v["met"] is not None or v["grade"] is not None for v in verdicts)
-    return {
-        "arm": "base",
-        "example_id": example_id,
-        "scoring": "satisfaction",
-        "judge": "j",
-        "question": f"question of {example_id}",
-        "response": "some words",
-        "n_tokens": 4,
-        "is_truncated": False,
-        "score": score,
-        "coverage": n_scored / len(verdicts) if verdicts else 1.0,
-        "verdicts": verdicts,
-        **more,
-    }
+    """A sample; its coverage follows from its verdicts."""
+    fields = {"judge": "j", "response": "some words", "n_tokens": 4, "is_truncated": False, **more}
+    if not verdicts:
+        fields.setdefault("coverage", 1.0)
+    return sample(example_id, score, verdicts, question=f"question of {example_id}", **fields)
 
 
 # Resampling.
@@ -111,7 +96,7 @@ def test_no_value_is_refused():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_refused(bad):
-    with pytest.raises(DataError, match="value 1 of 3 is"):
+    with pytest.raises(DataError, match="value 1 of 3"):
         interval([0.5, bad, 0.5])
 
 
@@ -215,7 +200,7 @@ def test_later_rows_supersede_earlier_ones_of_the_same_key():
         row("a", score=0.9),
         row("a", score=0.5, arm="trained"),
     ]
-    found = {(r["arm"], r["example_id"], r["judge"]): r["score"] for r in latest(rows)}
+    found = {(s.arm, s.example_id, s.judge): s.score for s in latest(rows)}
     assert found == {
         ("base", "a", "j"): 0.9,
         ("base", "a", "other"): 0.2,
@@ -258,7 +243,7 @@ def test_the_summary_of_an_arm():
         ),
         row("c", [verdict(None, 5), verdict(None, -3)], None, domain="science", problem="timeout"),
     ]
-    rows = [r | {"scoring": "healthbench"} for r in rows]
+    rows = [replace(s, scoring="healthbench") for s in rows]
     found = summarise(rows, seed=1)
     json.dumps(found, allow_nan=False)
     assert found["score"]["mean"] == pytest.approx(0.2)
@@ -306,7 +291,7 @@ def test_graded_verdicts_count_by_their_grade():
         row("a", [verdict(None, tags=("t",), grade=0.75)], 0.75),
         row("b", [verdict(None, tags=("t",), grade=0.25)], 0.25),
     ]
-    rows = [r | {"scoring": "researchqa"} for r in rows]
+    rows = [replace(s, scoring="researchqa") for s in rows]
     found = summarise(rows)
     assert found["criteria_by_tag"]["t"]["met"]["value"] == 0.5
     assert found["by_criterion_tag"]["t"]["score"]["mean"] == 0.5
@@ -315,8 +300,8 @@ def test_graded_verdicts_count_by_their_grade():
 
 def test_usage_is_summed_and_an_unknown_price_stays_unknown():
     use = {"calls": 2, "cached": 1, "prompt_tokens": 10, "completion_tokens": 5, "price": 0.25, "seconds": 1.5}
-    rows = [row("a", usage=use), row("b", usage=use)]
-    assert summarise([r | {"verdicts": [verdict(True)], "score": 1.0} for r in rows])["usage"] == {
+    rows = [row(name, [verdict(True)], 1.0, usage=use) for name in "ab"]
+    assert summarise(rows)["usage"] == {
         "calls": 4,
         "cached": 2,
         "prompt_tokens": 20,
@@ -325,12 +310,12 @@ def test_usage_is_summed_and_an_unknown_price_stays_unknown():
         "price": 0.5,
         "n_rows_without_usage": 0,
     }
-    rows[1] = row("b", usage=use | {"price": None})
-    assert statistics.usage_totals(rows)["price"] is None
+    rows[1] = row("b", [verdict(True)], 1.0, usage=use | {"price": None})
+    assert usage_totals(rows)["price"] is None
 
 
 def test_an_arm_without_rows_is_refused():
-    with pytest.raises(DataError, match="without a row"):
+    with pytest.raises(DataError, match="at least one sample"):
         summarise([])
 
 

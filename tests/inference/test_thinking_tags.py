@@ -6,15 +6,17 @@ import json
 import pytest
 from conftest import tiny_model
 
-from rgsd.evaluation import evaluate, gap
+from rgsd.data.config import DataConfig
+from rgsd.evaluation import gap
+from rgsd.evaluation.config import EvalConfig, MeasureConfig
 from rgsd.evaluation.gap import GapConfig
-from rgsd.evaluation.measure import MeasureConfig
+from rgsd.evaluation.responses import stored_responses
 from rgsd.inference import TransformersGenerator
 from rgsd.judges import ChecksJudge, JudgeConfig
 from rgsd.runs import create_run
 from rgsd.training.config import RGSDConfig
 from rgsd.workflows import train as pipeline
-from rgsd.workflows.train import DataConfig, EvalConfig, Recipe
+from rgsd.workflows.train import Recipe
 
 OPEN, CLOSE = "[THINK]", "[/THINK]"
 
@@ -42,7 +44,7 @@ def test_the_pipelines_arms_are_judged_by_their_answers(special, examples, tmp_p
     recipe = Recipe(None, DataConfig(), EvalConfig(), args)
     run = create_run(str(tmp_path / "run"), {})
     rows = pipeline._arm("base", "weights", tiny_model(special), special, examples, recipe, run, ChecksJudge())
-    assert {r["judged_text"] for r in rows} == {"Rest."}
+    assert {s.judged_text for s in rows} == {"Rest."}
 
 
 def test_gaps_arms_and_rollouts_keep_both_tags(special, tmp_path, monkeypatch):
@@ -71,5 +73,5 @@ def test_gaps_arms_and_rollouts_keep_both_tags(special, tmp_path, monkeypatch):
         GapConfig(templates=["paper"], rollout_tokens=32),
     )
     assert {r["judged_text"] for r in run.read_lines("samples.jsonl")} == {"Rest."}
-    rollouts = evaluate.stored_responses(run, "rollouts").values()
-    assert {r.text for r in rollouts} == {f"{OPEN}the rubric wants tea{CLOSE}Rest."}
+    rollouts = stored_responses(run, "rollouts").values()
+    assert {r.response.text for r in rollouts} == {f"{OPEN}the rubric wants tea{CLOSE}Rest."}

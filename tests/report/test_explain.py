@@ -12,6 +12,7 @@ from test_report import Page
 from rgsd import models
 from rgsd.cli import main
 from rgsd.data import load
+from rgsd.data.config import DataConfig
 from rgsd.errors import ConfigError, DataError, PromptTooLong, RunError
 from rgsd.prompts.messages import PromptSettings, student_messages, teacher_messages
 from rgsd.prompts.thinking import align
@@ -19,7 +20,6 @@ from rgsd.report import TOKEN_MAPS, token_page
 from rgsd.report.token_map import ExplainConfig, explain, summary, token_rows
 from rgsd.runs import create_run, open_run
 from rgsd.training.loss import DivergenceSpec
-from rgsd.workflows.train import DataConfig
 
 TEXT = "Drink water and rest. \N{HOT BEVERAGE}\ufe0f \N{FACE WITH THERMOMETER}"
 
@@ -183,7 +183,7 @@ def test_logits_are_compared_in_pieces_without_a_seam(tokenizer):
         ("{}/model", "r33", {}, DataError, "no example has the id 'r33', the data have 10, such as r3"),
         ("{}/model", "r0", {"keep": True}, ConfigError, "nowhere to keep"),
         ("{}/model+rubric", "r0", {}, ConfigError, "--privileged_context rubric"),
-        ("{}/model:base", "r0", {}, RunError, "no run's folder"),
+        ("{}/model:base", "r0", {}, RunError, "is not a run's folder"),
         ("{}/model", "r0", {"response": "/no/such.txt"}, DataError, "cannot be read"),
         ("{}/rgsd", "r0", {"arm": "other"}, RunError, "no stored response of arm 'other'"),
         ("{}/model", "r0", {"response": "long"}, PromptTooLong, "1,024 positions"),
@@ -218,13 +218,13 @@ def test_the_command_writes_the_page_and_keeps_the_map(runs, tmp_path, capsys):
     out = tmp_path / "map.html"
     call = ["explain", f"{runs / 'rgsd'}:base", "-o", str(out), "--keep", "true"]
     assert main(call) == 0
-    assert "nats per token" in capsys.readouterr().out
+    assert "nats a token" in capsys.readouterr().out
     seen = Page(out.read_text())
     (kept,) = open_run(runs / "rgsd").read_lines(TOKEN_MAPS)
     assert seen.data["maps"] == [kept]
     assert "How far the rubric pulls each word" in seen.words
     assert main(call) == 1
-    assert "--overwrite" in capsys.readouterr().err
+    assert "--overwrite true" in capsys.readouterr().err
     assert main(["report", str(runs / "rgsd"), "-o", str(tmp_path / "report.html")]) == 0
     assert Page((tmp_path / "report.html").read_text()).data["maps"] == [kept | {"run": ""}]
     model = ["explain", str(runs / "model"), "r2", "--data", str(runs / "data.jsonl"), "--max_new_tokens", "4"]

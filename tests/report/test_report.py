@@ -11,7 +11,9 @@ from support.made_runs import HOSTILE, make_runs
 
 from rgsd.cli import main
 from rgsd.errors import RunError
-from rgsd.evaluation import compare, statistics
+from rgsd.evaluation import compare
+from rgsd.evaluation.run_ref import RunRef
+from rgsd.evaluation.samples import read_samples
 from rgsd.report import TOKEN_MAPS, facts, page, read, report_page
 from rgsd.report.page import as_json, embedded_json
 from rgsd.runs import create_run, open_run
@@ -146,7 +148,9 @@ def test_money_of_a_grpo_run_is_summed_from_its_rollouts(runs, tmp_path):
 def test_several_runs_are_set_against_the_first_as_rgsd_compare_does(runs):
     found = read([str(runs / "rgsd"), str(runs / "grpo")])
     seed = found.runs[0].run.settings.get("seed", 42)
-    wanted = compare.compare(compare.read_contenders([f"{runs}/rgsd:trained", f"{runs}/grpo:trained"]), seed=seed)
+    wanted = compare.compare(
+        compare.read_arms([RunRef(f"{runs}/{kind}", "trained") for kind in ("rgsd", "grpo")]), seed=seed
+    )
     assert found.comparison["differences"] == wanted["differences"]
     seen = page_of(runs / "rgsd", runs / "grpo")
     for sentence in wanted["sentences"]:
@@ -335,16 +339,16 @@ def test_lone_surrogates_of_a_model_are_written(tmp_path):
 
 def test_responses_are_all_there_once_by_prompt(runs):
     seen = page_of(runs / "rgsd")
-    rows = statistics.latest(open_run(runs / "rgsd").read_lines("samples.jsonl"))
+    samples = read_samples(open_run(runs / "rgsd"))
     assert seen.data["arms"] == ["base", "base+rubric", "trained"]
     assert (seen.data["left"], seen.data["right"]) == (0, 2)
     assert len(seen.data["prompts"]) == 4
     by_key = {(p["id"], seen.data["arms"][int(k)]): r for p in seen.data["prompts"] for k, r in p["a"].items()}
-    for row in rows:
-        shown = by_key[(row["example_id"], row["arm"])]
-        assert shown["r"] == row["response"]
-        assert shown["v"] == [float(v["met"]) for v in row["verdicts"]]
-        assert shown["s"] == pytest.approx(row["score"], abs=1e-4)
+    for sample in samples:
+        shown = by_key[(sample.example_id, sample.arm)]
+        assert shown["r"] == sample.response
+        assert shown["v"] == [v.value for v in sample.verdicts]
+        assert shown["s"] == pytest.approx(sample.score, abs=1e-4)
 
 
 def test_reasoning_and_reasons_of_a_judge_are_kept(tmp_path):

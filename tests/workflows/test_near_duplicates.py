@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rgsd.data.config import DataConfig, load_split
 from rgsd.errors import ConfigError
-from rgsd.workflows.train import DataConfig, load_split
 
 QUESTIONS = [
     "How long does a sprained ankle need rest?",

@@ -1,30 +1,17 @@
-"""`rgsd warmstart --config RECIPE.yaml`: supervised warm start of a small base model."""
+"""`rgsd warmstart --config RECIPE.yaml`: a supervised warm start for models too small to follow a rubric."""
 
 from __future__ import annotations
 
-from rgsd.cli.parsing import Command, quieten
-from rgsd.cli.train import check_model
-
-COMMAND = Command(
-    name="warmstart",
-    summary="before RGSD: teach a small base model, supervised, to follow a rubric in its prompt",
-    settings=(
-        "trl:SFTConfig",
-        "trl:ModelConfig",
-        "rgsd.workflows.train:DataConfig",
-        "rgsd.workflows.warmstart:WarmStartConfig",
-    ),
-    examples=("rgsd warmstart --config recipes/warmstart.yaml",),
-)
-
 
 def main(argv: list[str]) -> int:
-    """Train on pairs built from references and checks; `rgsd export` then writes the model that RGSD starts from."""
-    training, model, data, settings = COMMAND.parse(argv).settings
-    check_model(training, model, COMMAND.name)
-    quieten()
-    from rgsd.workflows.warmstart import warm_start
+    """Train on pairs made of references and checks; `rgsd export` then writes the model that RGSD starts from."""
+    from trl import ModelConfig, SFTConfig
 
-    run = warm_start(training, model, data, settings)
+    from rgsd.cli.train import parse_into, quieten
+    from rgsd.data.config import DataConfig
+    from rgsd.workflows.warmstart import WarmStartConfig, warm_start
+
+    quieten()
+    run = warm_start(*parse_into((SFTConfig, ModelConfig, DataConfig, WarmStartConfig), argv, "warmstart"))
     print(f"Run: {run.folder.resolve()}")
     return 0

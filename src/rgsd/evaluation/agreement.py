@@ -15,23 +15,20 @@ from rich.table import Table
 
 from rgsd.errors import ConfigError, DataError, JudgeError
 from rgsd.evaluation import statistics
+from rgsd.evaluation.conclusions import Conclusion, conclude, describe, points
+from rgsd.evaluation.samples import is_met
 from rgsd.evaluation.statistics import (
-    Conclusion,
     Estimate,
     agreement,
     agreement_of_counts,
-    conclude,
     confusion,
     count_difference,
-    points,
     ratio,
-    words_of,
 )
 from rgsd.judges import Judge, JudgeConfig, Usage, build_judge, try_out
 from rgsd.judges.config import MODES
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.progress import counting, say
-from rgsd.settings import setting
 
 SIGNS = ("all", "positive", "pitfall", "unstated")
 SHOWN_GROUPS = 12
@@ -62,19 +59,6 @@ class JudgedItems:
     problems: dict[str, int]
     usage: Usage
     n_responses: int
-
-
-@dataclass
-class AgreementConfig:
-    """How a judge is compared with human verdicts."""
-
-    modes: list[str] = setting(list(MODES), "Judge modes to check: batched, per_criterion or both.")
-    max_prompts: int | None = setting(None, "Check on this many prompts, drawn by the seed. Unset: all.")
-    seed: int = setting(0, "Seed of the draw and of the bootstrap.")
-    output: str | None = setting(None, "Write the whole result to this .json file.", aliases=["-o"])
-
-    def __post_init__(self) -> None:
-        self.modes = [mode for text in self.modes for mode in text.split(",") if mode]
 
 
 def check_file(
@@ -209,7 +193,7 @@ def _ask(mode: str, judge: Judge, items: Sequence[Labelled]) -> JudgedItems:
     for one, judgement in zip(groups, judgements, strict=True):
         usage += judgement.usage
         for position, verdict in zip(one.positions, judgement.verdicts, strict=True):
-            met[position] = statistics.is_met({"met": verdict.met, "grade": verdict.grade})
+            met[position] = is_met(verdict)
             if met[position] is None:
                 problems[judgement.problem or "unknown"] += 1
     if all(m is None for m in met):
@@ -364,7 +348,7 @@ def sentences(table: Mapping[str, Any]) -> list[str]:
         a = mode["agreement"]
         said.append(
             f"{mode['judge']} agrees with the people on {_percent(a['raw'])} of {a['n']:,} criteria; Cohen's kappa "
-            f"{words_of(a['kappa'])}, balanced F1 {words_of(a['balanced_f1'])}{ties}."
+            f"{describe(a['kappa'])}, balanced F1 {describe(a['balanced_f1'])}{ties}."
         )
         if mode["n_several"]:
             said.append(_against_people(mode))
@@ -433,7 +417,7 @@ def _between_sentence(one: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         f"Asked {one['first']} it says met in {_percent(shares[one['first']])}, asked {one['other']} in "
         f"{_percent(shares[one['other']])}, people in {_percent(people)}; {one['other']} minus {one['first']} on the "
         f"same criteria: {points(d)}: {tendency}.{better} The two agree with each other on "
-        f"{_percent(one['agreement']['raw'])} (kappa {words_of(one['agreement']['kappa'])}): never mix their scores."
+        f"{_percent(one['agreement']['raw'])} (kappa {describe(one['agreement']['kappa'])}): never mix their scores."
     )
 
 
@@ -491,7 +475,7 @@ def _rate(rates: Mapping[str, Any], name: str) -> str:
 
 
 def _short(estimate: Mapping[str, Any]) -> str:
-    return "-" if estimate["value"] is None else words_of(estimate)
+    return "-" if estimate["value"] is None else describe(estimate)
 
 
 def _group_view(modes: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:

@@ -1,10 +1,10 @@
-"""The paper's audits of what training did besides raising the score: false claims, overclaims, longer responses.
+"""The paper's audits of what training changed besides the score: false claims, overclaims, longer responses.
 
-False claims: the judge lists the response's factual claims, then decides each one. The summaries of the paper that this
-project worked from do not say how its rate was taken; the two questions below are ours.
+False claims: the judge lists the factual claims of a response, then decides each one. The summaries of the paper that
+this project worked from do not define its rate; the two questions below are ours.
 
-Overclaims: criteria of positive weight that a lenient judge grants and a strict one does not. A policy that learnt to
-hint at everything gains with the first and not with the second.
+Overclaims: criteria of positive weight that a lenient judge grants and a strict one does not. A policy that learned to
+hint at everything gains under the first judge and not under the second.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from rgsd.errors import ConfigError, JudgeError, RunError
-from rgsd.evaluation import evaluate
-from rgsd.evaluation.measure import examples_by_id
-from rgsd.evaluation.statistics import Interval, interval, latest, ratio
-from rgsd.judges import JudgeConfig, build_judge, try_out
+from rgsd.errors import ConfigError, JudgeError
+from rgsd.evaluation.arms import evaluate_arm
+from rgsd.evaluation.evaluate import examples_by_id
+from rgsd.evaluation.responses import think_tags_of
+from rgsd.evaluation.run_ref import EvalArm, RunRef, stored_arms
+from rgsd.evaluation.samples import Sample
+from rgsd.evaluation.statistics import Interval, interval, ratio
+from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.judges.llm import LLMJudge, Question
 from rgsd.judges.prompt import UnusableReply, object_schema, verdict_id, whole_object
 from rgsd.progress import say
-from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
-from rgsd.runs import SAMPLES, open_run
 
 MAX_CLAIMS = 30
-"""Claims of a response that are looked at, the first ones."""
+"""Claims of a response that are judged; later ones are left out."""
+AUDIT = "audit.json"
+AUDITS = ("length", "claims", "overclaim")
 
 _LIST = """\
 You list the factual claims of a response: statements about the world that are true or false, one by one, each so that \
@@ -47,14 +50,14 @@ one short sentence; "verdict" is "true", "false", or "unclear" where knowledge d
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """A response's claims and what the judge said of each: "true", "false" or "unclear"."""
+    """The claims of a response and the judge's verdict on each: "true", "false" or "unclear"."""
 
     claims: tuple[str, ...]
     verdicts: tuple[str, ...]
 
     @property
     def false_share(self) -> float | None:
-        """False claims among those that were decided; None when none was."""
+        """Share of false claims among the decided ones; None if none was decided."""
         decided = [v for v in self.verdicts if v != "unclear"]
         return decided.count("false") / len(decided) if decided else None
 
@@ -75,56 +78,55 @@ def _decide_texts(code: str, *, question: str, claims: Sequence[str]) -> tuple[s
 
 
 def _read_claims(reply: str, code: str) -> list[str]:
-    found = whole_object(reply)
-    if set(found) != {"id", "claims"} or found["id"] != code:
-        raise UnusableReply("malformed", "an object with the request's `id` and `claims` is wanted")
-    claims = found["claims"]
+    fields = whole_object(reply)
+    if set(fields) != {"id", "claims"} or fields["id"] != code:
+        raise UnusableReply("malformed", "expected an object with the request's `id` and `claims`")
+    claims = fields["claims"]
     if not isinstance(claims, list) or not all(isinstance(c, str) and c.strip() for c in claims):
-        raise UnusableReply("malformed", "`claims` is not a list of texts")
+        raise UnusableReply("malformed", "`claims` must be a list of strings")
     return claims[:MAX_CLAIMS]
 
 
 def _read_verdicts(reply: str, code: str, *, n: int) -> list[str]:
-    found = whole_object(reply)
-    entries = found.get("verdicts")
-    if set(found) != {"verdicts"} or not isinstance(entries, list) or len(entries) != n:
-        raise UnusableReply("count", f"a list of {n} verdicts is wanted")
+    fields = whole_object(reply)
+    entries = fields.get("verdicts")
+    if set(fields) != {"verdicts"} or not isinstance(entries, list) or len(entries) != n:
+        raise UnusableReply("count", f"expected a list of {n} verdicts")
     ids = [e.get("id") if isinstance(e, dict) else None for e in entries]
     if ids != [verdict_id(code, i) for i in range(1, n + 1)]:
-        raise UnusableReply("count", "the verdicts are not numbered as the claims are")
+        raise UnusableReply("count", "the verdicts must be numbered like the claims")
     verdicts = [str(e.get("verdict")).lower() for e in entries]
     if not set(verdicts) <= {"true", "false", "unclear"}:
-        raise UnusableReply("malformed", f"verdicts {sorted(set(verdicts))}: true, false or unclear are wanted")
+        raise UnusableReply("malformed", f"verdicts must be true, false or unclear, got {sorted(set(verdicts))}")
     return verdicts
 
 
-def factual_claims(judge: LLMJudge, rows: Sequence[Mapping[str, Any]]) -> list[Claims | None]:
-    """The claims of each row's response with their verdicts; None where the judge gave no usable reply.
+def factual_claims(judge: LLMJudge, samples: Sequence[Sample]) -> list[Claims | None]:
+    """The claims of each response with their verdicts; None if the judge gave no usable reply.
 
     Args:
-        judge: asked twice a response that makes claims, once otherwise.
-        rows: of samples.jsonl.
+        judge: Called twice per response that makes claims, otherwise once.
+        samples: One per response.
     """
-    listed = judge.ask_all([_list_question(row) for row in rows])
-    having = [i for i, claims in enumerate(listed) if claims]
-    decided = judge.ask_all([_decide_question(rows[i], listed[i]) for i in having])
-    found: list[Claims | None] = [None if claims is None else Claims((), ()) for claims in listed]
-    for i, verdicts in zip(having, decided, strict=True):
-        found[i] = None if verdicts is None else Claims(tuple(listed[i]), tuple(verdicts))
-    return found
+    listed = judge.ask_all([_list_question(sample) for sample in samples])
+    with_claims = [i for i, claims in enumerate(listed) if claims]
+    decided = judge.ask_all([_decide_question(samples[i], listed[i]) for i in with_claims])
+    result: list[Claims | None] = [None if claims is None else Claims((), ()) for claims in listed]
+    for i, verdicts in zip(with_claims, decided, strict=True):
+        result[i] = None if verdicts is None else Claims(tuple(listed[i]), tuple(verdicts))
+    return result
 
 
-def _list_question(row: Mapping[str, Any]) -> Question:
-    text = str(row.get("judged_text", row["response"]))
+def _list_question(sample: Sample) -> Question:
     claims = {"type": "array", "items": {"type": "string"}}
     return Question(
-        partial(_list_texts, question=str(row["question"]), response=text),
+        partial(_list_texts, question=sample.question, response=sample.judged_text),
         object_schema({"id": {"type": "string"}, "claims": claims}),
         _read_claims,
     )
 
 
-def _decide_question(row: Mapping[str, Any], claims: Sequence[str]) -> Question:
+def _decide_question(sample: Sample, claims: Sequence[str]) -> Question:
     verdict = object_schema(
         {
             "id": {"type": "string"},
@@ -133,248 +135,208 @@ def _decide_question(row: Mapping[str, Any], claims: Sequence[str]) -> Question:
         }
     )
     return Question(
-        partial(_decide_texts, question=str(row["question"]), claims=claims),
+        partial(_decide_texts, question=sample.question, claims=claims),
         object_schema({"verdicts": {"type": "array", "items": verdict}}),
         partial(_read_verdicts, n=len(claims)),
     )
 
 
-def false_claim_rate(found: Sequence[Claims | None], *, seed: int = 0) -> dict[str, Any]:
-    """Mean share of false claims a response, with its interval; over responses that make a claim that was decided."""
-    shares = [s for c in found if c is not None and (s := c.false_share) is not None]
-    read = [c for c in found if c is not None]
+def false_claim_rate(claims: Sequence[Claims | None], *, seed: int = 0) -> dict[str, Any]:
+    """Mean share of false claims per response, with its interval, over responses with a claim that was decided."""
+    shares = [share for c in claims if c is not None and (share := c.false_share) is not None]
+    read = [c for c in claims if c is not None]
+    unclear = [v == "unclear" for c in read for v in c.verdicts]
     return {
         "false_claim_rate": asdict(interval(shares, seed=seed)) if shares else None,
         "claims_per_response": float(np.mean([len(c.claims) for c in read])) if read else None,
-        "unclear_share": _share([v == "unclear" for c in read for v in c.verdicts]),
-        "coverage": len(read) / len(found) if found else 0.0,
+        "unclear_share": float(np.mean(unclear)) if unclear else None,
+        "coverage": len(read) / len(claims) if claims else 0.0,
     }
 
 
-def _share(values: Sequence[bool]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def overclaim(
-    lenient: Sequence[Mapping[str, Any]], strict: Sequence[Mapping[str, Any]], *, seed: int = 0
-) -> dict[str, Any]:
+def overclaim(lenient: Sequence[Sample], strict: Sequence[Sample], *, seed: int = 0) -> dict[str, Any]:
     """Share of positive criteria that the lenient judge grants and the strict one does not, with its interval.
 
     Args:
-        lenient, strict: rows of the same arm by the two judges. Criteria that either left unscored are left out.
+        lenient, strict: Samples of the same arm by the two judges. Criteria that either left unscored are left out.
     """
-    by_id = {r["example_id"]: r for r in strict}
+    by_id = {s.example_id: s for s in strict}
     shares, n_both, n_all = [], 0, 0
-    for row in lenient:
-        other = by_id.get(row["example_id"])
-        if other is None:
+    for sample in lenient:
+        if sample.example_id not in by_id:
             continue
-        pairs = [
-            (_value(a), _value(b)) for a, b in zip(row["verdicts"], other["verdicts"], strict=True) if a["weight"] > 0
-        ]
+        others = by_id[sample.example_id].verdicts
+        pairs = [(a.value, b.value) for a, b in zip(sample.verdicts, others, strict=True) if not a.is_pitfall]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         n_all, n_both = n_all + len(pairs), n_both + len(both)
         if both:
             shares.append(float(np.mean([a > b for a, b in both])))
     return {
         "overclaim": asdict(interval(shares, seed=seed)) if shares else None,
-        "coverage": n_both / n_all if n_all else 0.0,
+        "overclaim_coverage": n_both / n_all if n_all else 0.0,
     }
 
 
-def _value(verdict: Mapping[str, Any]) -> float | None:
-    if verdict.get("grade") is not None:
-        return float(verdict["grade"])
-    return None if verdict["met"] is None else float(verdict["met"])
-
-
-def length_inflation(
-    rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], *, seed: int = 0
-) -> Interval | None:
-    """Mean response length over the baseline's, paired by prompt, with its 95 % interval; None where undefined."""
-    before = {r["example_id"]: r["n_tokens"] for r in baseline}
-    pairs = [(r["n_tokens"], before[r["example_id"]]) for r in rows if r["example_id"] in before]
-    found = ratio([after for after, _ in pairs], [first for _, first in pairs], seed=seed)
-    if found.value is None or found.low is None or found.high is None:
+def length_inflation(samples: Sequence[Sample], baseline: Sequence[Sample], *, seed: int = 0) -> Interval | None:
+    """Mean response length over the baseline's, paired by prompt, with its 95 % interval; None if undefined."""
+    before = {s.example_id: s.n_tokens for s in baseline if s.n_tokens is not None}
+    pairs = [(s.n_tokens, before[s.example_id]) for s in samples if s.n_tokens is not None and s.example_id in before]
+    inflation = ratio([after for after, _ in pairs], [first for _, first in pairs], seed=seed)
+    if inflation.value is None or inflation.low is None or inflation.high is None:
         return None
-    return Interval(found.value, found.low, found.high, found.n)
-
-
-AUDIT = "audit.json"
-AUDITS = ("length", "claims", "overclaim")
+    return Interval(inflation.value, inflation.low, inflation.high, inflation.n)
 
 
 @dataclass
 class AuditConfig:
-    """What `rgsd audit` looks at."""
+    """What `rgsd audit` measures."""
 
     audits: list[str] = field(
-        default_factory=lambda: list(AUDITS), metadata={"help": "Which audits: length, claims, overclaim."}
+        default_factory=lambda: list(AUDITS), metadata={"help": "Audits to run: length, claims, overclaim."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
     min_coverage: float = field(
         default=0.95,
-        metadata={"help": "Least share of responses (criteria, of overclaims) that the judge read; below it, rc 1."},
+        metadata={"help": "Fail if the judge read a smaller share of responses (for overclaims: of criteria)."},
     )
 
     def __post_init__(self) -> None:
         self.audits = [part for name in self.audits for part in name.split(",") if part]
         unknown = sorted(set(self.audits) - set(AUDITS))
         if unknown or not self.audits:
-            raise ConfigError(f"audits {unknown or 'is empty'}: known are {', '.join(AUDITS)}")
+            raise ConfigError(f"audits must be among {', '.join(AUDITS)}, got {unknown or 'none'}")
         if not 0 <= self.min_coverage <= 1:
-            raise ConfigError(f"min_coverage is {self.min_coverage}, a share between 0 and 1 is wanted")
+            raise ConfigError(f"min_coverage must be between 0 and 1, got {self.min_coverage}")
+
+
+@dataclass(frozen=True)
+class _Judges:
+    """The judges of an audit: of claims, and of overclaims by their strictness."""
+
+    claims: Judge | None
+    graders: Mapping[str, Judge]
+
+
+def _judges(config: JudgeConfig, audits: Sequence[str]) -> _Judges:
+    needing = sorted(set(audits) - {"length"})
+    if needing and not config.is_llm:
+        raise ConfigError(
+            f"the audits {', '.join(needing)} need an LLM judge, got {config.judge!r}: name one with --judge, or run "
+            "--audits length"
+        )
+    kinds = ("lenient", "strict") if "overclaim" in audits else ()
+    judges = _Judges(
+        build_judge(config) if "claims" in audits else None,
+        {kind: build_judge(replace(config, judge_strictness=kind)) for kind in kinds},
+    )
+    for judge in (judges.claims, *judges.graders.values()):
+        if judge is not None:
+            try_out(judge, lazily=True)
+    return judges
 
 
 def audit(names: Sequence[str], judge_config: JudgeConfig, settings: AuditConfig) -> dict[str, Any]:
-    """Audit the stored responses of runs; write the findings into each run.
+    """Audit the stored responses of runs, and write the findings into each run.
 
     Args:
-        names: `RUN` (all of its arms) or `RUN:ARM`; lengths are compared with the first one's.
-        judge_config: who judges claims, and who judges leniently and strictly.
-        settings: which audits.
+        names: `RUN` (all of its arms) or `RUN:ARM`. Lengths are compared with those of the first arm.
+        judge_config: Judges claims; and judges leniently and strictly.
+        settings: Which audits.
 
     Raises:
-        RGSDError: for a run without such an arm, or an audit that needs an LLM judge and has none.
+        RGSDError: If a run does not have the arm, or an audit needs an LLM judge and has none.
     """
-    wanted = set(settings.audits)
-    if wanted - {"length"} and not judge_config.is_llm:
-        raise ConfigError(
-            f"the audits {', '.join(sorted(wanted - {'length'}))} need an LLM judge: name one with --judge, or say "
-            "--audits length"
-        )
-    arms = [(label, folder, arm) for name in names for label, folder, arm in _arms(name)]
-    judge = build_judge(judge_config) if "claims" in wanted else None
-    graders = {
-        kind: build_judge(replace(judge_config, judge_strictness=kind))
-        for kind in (("lenient", "strict") if "overclaim" in wanted else ())
-    }
-    for one in (judge, *graders.values()):
-        if one is not None:
-            try_out(one, lazily=True)
-    first: list[dict[str, Any]] | None = None
-    found: dict[str, Any] = {}
-    for label, folder, arm in arms:
-        run = open_run(folder)
-        rows = _rows(folder, arm)
-        first = first or rows
-        result: dict[str, Any] = {"run": folder, "arm": arm, "n_prompts": len(rows)}
-        if "length" in wanted:
-            result["mean_tokens"] = float(np.mean([r["n_tokens"] for r in rows]))
-            inflation = length_inflation(rows, first, seed=settings.seed)
-            result["length_inflation"] = asdict(inflation) if inflation else None
-        if isinstance(judge, LLMJudge):
-            say(f"{label}: factual claims of {len(rows)} responses")
-            claims = factual_claims(judge, rows)
-            result |= false_claim_rate(claims, seed=settings.seed)
-            listed = [None if c is None else asdict(c) for c in claims]
-            result["claims"] = {r["example_id"]: c for r, c in zip(rows, listed, strict=True)}
-        if graders:
-            by_id = examples_by_id(run)
-            examples = [by_id[r["example_id"]] for r in rows]
-            tags = (run.settings.get("think_open_tag") or OPEN_TAG, run.settings.get("think_close_tag") or CLOSE_TAG)
-            judged = {k: evaluate.measure(run, arm, examples, [], None, g, think_tags=tags) for k, g in graders.items()}
-            over = overclaim(judged["lenient"], judged["strict"], seed=settings.seed)
-            result |= {"overclaim": over["overclaim"], "overclaim_coverage": over["coverage"]}
-        found[label] = result
-        kept = json.loads((run.folder / AUDIT).read_text("utf-8")) if (run.folder / AUDIT).is_file() else {}
-        merged = {**kept.get(arm, {}), **result, "judge": judge_config.judge, "seed": settings.seed}
-        run.write(AUDIT, {**kept, arm: merged})
-    return found
+    arms = [(f"{ref.source}:{arm.name}", arm) for ref in map(RunRef.parse, names) for arm in stored_arms(ref)]
+    judges = _judges(judge_config, settings.audits)
+    baseline = arms[0][1].samples
+    findings: dict[str, Any] = {}
+    for label, arm in arms:
+        findings[label] = result = _audit_arm(label, arm, baseline, judges, settings)
+        path = arm.run.folder / AUDIT
+        stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        merged = {**stored.get(arm.name, {}), **result, "judge": judge_config.judge, "seed": settings.seed}
+        arm.run.write(AUDIT, {**stored, arm.name: merged})
+    return findings
 
 
-def _arms(name: str) -> list[tuple[str, str, str]]:
-    folder, _, arm = name.rpartition(":") if not _is_run(name) else (name, "", "")
-    if not folder:
-        folder, arm = name, ""
-    rows = open_run(folder) and _all_rows(folder)
-    there = list(dict.fromkeys(r["arm"] for r in rows))
-    if arm and arm not in there:
-        raise RunError(f"{folder} has no arm {arm!r}: it has {', '.join(there) or 'none'}")
-    if not there:
-        raise RunError(f"{folder} holds no judged responses: train with an evaluation, or run `rgsd eval {folder}`")
-    return [(f"{folder}:{a}", folder, a) for a in ([arm] if arm else there)]
+def _audit_arm(
+    label: str, arm: EvalArm, baseline: Sequence[Sample], judges: _Judges, settings: AuditConfig
+) -> dict[str, Any]:
+    run, samples, seed = arm.run, arm.samples, settings.seed
+    result: dict[str, Any] = {"run": str(run.folder), "arm": arm.name, "n_prompts": len(samples)}
+    if "length" in settings.audits:
+        tokens = [s.n_tokens for s in samples if s.n_tokens is not None]
+        result["mean_tokens"] = float(np.mean(tokens)) if tokens else None
+        inflation = length_inflation(samples, baseline, seed=seed)
+        result["length_inflation"] = asdict(inflation) if inflation else None
+    if isinstance(judges.claims, LLMJudge):
+        say(f"{label}: factual claims of {len(samples)} responses")
+        claims = factual_claims(judges.claims, samples)
+        result |= false_claim_rate(claims, seed=seed)
+        result["claims"] = {
+            s.example_id: None if c is None else asdict(c) for s, c in zip(samples, claims, strict=True)
+        }
+    if judges.graders:
+        by_id, tags = examples_by_id(run), think_tags_of(run)
+        examples = [by_id[s.example_id] for s in samples]
+        graded = {
+            kind: evaluate_arm(run, arm.name, examples, [], None, grader, think_tags=tags)
+            for kind, grader in judges.graders.items()
+        }
+        result |= overclaim(graded["lenient"], graded["strict"], seed=seed)
+    return result
 
 
-def _is_run(name: str) -> bool:
-    try:
-        open_run(name)
-    except RunError:
-        return False
-    return True
-
-
-def _all_rows(folder: str) -> list[dict[str, Any]]:
-    return latest(open_run(folder).read_lines(SAMPLES))
-
-
-def _rows(folder: str, arm: str) -> list[dict[str, Any]]:
-    """One row a prompt, whoever judged it: the audits look at responses."""
-    return list({r["example_id"]: r for r in _all_rows(folder) if r["arm"] == arm}.values())
-
-
-def show_audit(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the findings, an arm a line."""
-    for label, result in found.items():
+def show_audit(findings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the findings, one line per arm."""
+    for label, result in findings.items():
         parts = [f"{result['n_prompts']} responses"]
         if result.get("mean_tokens") is not None:
             parts.append(f"{result['mean_tokens']:.0f} tokens on average")
-        if ratio := result.get("length_inflation"):
-            parts.append(f"{ratio['mean']:.2f} times the first arm's ({ratio['low']:.2f} to {ratio['high']:.2f})")
+        if inflation := result.get("length_inflation"):
+            low, high = inflation["low"], inflation["high"]
+            parts.append(f"{inflation['mean']:.2f} times the first arm's length ({low:.2f} to {high:.2f})")
         if "false_claim_rate" in result:
-            parts.append(_claims_words(result))
+            parts.append(_claims_in_words(result))
         if "overclaim" in result:
-            parts.append(_overclaim_words(result))
+            parts.append(_overclaims_in_words(result))
         say(f"{label}: " + "; ".join(parts))
 
 
-def _claims_words(result: Mapping[str, Any]) -> str:
+def _claims_in_words(result: Mapping[str, Any]) -> str:
     rate, read = result["false_claim_rate"], f"{100 * result['coverage']:.0f} % read"
     if rate is None:
-        return f"false claims not known: no claim was decided ({read})"
-    return (
-        f"false claims {100 * rate['mean']:.1f} % ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}; "
-        f"{result['claims_per_response']:.1f} claims a response, {read})"
-    )
+        return f"false claims unknown: no claim was decided ({read})"
+    return f"false claims {_percent(rate)}; {result['claims_per_response']:.1f} claims per response, {read})"
 
 
-def _overclaim_words(result: Mapping[str, Any]) -> str:
-    over, read = result["overclaim"], f"{100 * result['overclaim_coverage']:.0f} % scored by both"
-    if over is None:
-        return f"overclaims not known: no criterion was scored by both judges ({read})"
-    return (
-        f"granted leniently but not strictly {100 * over['mean']:.1f} % "
-        f"({100 * over['low']:.1f} to {100 * over['high']:.1f}; {read})"
-    )
+def _overclaims_in_words(result: Mapping[str, Any]) -> str:
+    share, scored = result["overclaim"], f"{100 * result['overclaim_coverage']:.0f} % scored by both"
+    if share is None:
+        return f"overclaims unknown: no criterion was scored by both judges ({scored})"
+    return f"granted by the lenient judge only {_percent(share)}; {scored})"
 
 
-def check_audit(found: Mapping[str, Mapping[str, Any]], least: float) -> None:
+def _percent(share: Mapping[str, Any]) -> str:
+    """A share and its interval; the caller closes the parenthesis."""
+    return f"{100 * share['mean']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f}"
+
+
+def check_audit(findings: Mapping[str, Mapping[str, Any]], least: float) -> None:
     """Refuse findings that rest on too few of the judge's replies.
 
     Raises:
-        JudgeError: when the judge read less than `least` of an arm's responses or criteria; all arms are named.
+        JudgeError: If the judge read a smaller share of an arm's responses or criteria than `least`; it names all arms.
     """
     low = [
         f"{label}: {what} {100 * result[key]:.0f} %"
-        for label, result in found.items()
+        for label, result in findings.items()
         for key, what in (("coverage", "claims"), ("overclaim_coverage", "overclaims"))
         if key in result and result[key] < least
     ]
     if low:
         raise JudgeError(
-            f"the judge gave usable replies for too little of what it was asked ({'; '.join(low)}), at least "
-            f"{100 * least:.0f} % is wanted (min_coverage). The findings are in {AUDIT} of each run, and not to be "
-            "trusted; look into the judge's address, model and key, then run the same command again"
+            f"the judge gave too few usable replies ({'; '.join(low)}); min_coverage is {100 * least:.0f} %. The "
+            f"findings are in {AUDIT} of each run, but cannot be trusted: check the judge's address, model and key, "
+            "then run the same command again"
         )
-
-
-__all__ = [
-    "AuditConfig",
-    "Claims",
-    "audit",
-    "check_audit",
-    "factual_claims",
-    "false_claim_rate",
-    "length_inflation",
-    "overclaim",
-]

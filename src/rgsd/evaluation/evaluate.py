@@ -1,343 +1,252 @@
-"""Evaluation: prompts -> responses -> judgements -> rows, kept one by one, so that a killed evaluation goes on."""
+"""`rgsd eval`: models, runs and servers on the same prompts, under the same judge, in one resumable run folder."""
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from rgsd.errors import ConfigError, JudgeError
-from rgsd.evaluation.statistics import latest
-from rgsd.inference import Generator, Response, ResponseKey, digest
-from rgsd.judges import Judge, Judgement
-from rgsd.progress import counting, say
-from rgsd.prompts.messages import reference_request
-from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
-from rgsd.rubrics import Example, score
-from rgsd.runs import REFERENCES, RESPONSES, SAMPLES, SET_ASIDE, Run
+from rgsd import data as rubric_data
+from rgsd.data.config import DataConfig, load, load_by_id, load_split
+from rgsd.errors import ConfigError, RGSDError, RunError
+from rgsd.evaluation.arms import check_coverage, evaluate_arm
+from rgsd.evaluation.config import MeasureConfig
+from rgsd.evaluation.policies import policy_generator
+from rgsd.evaluation.responses import references, stored_responses, think_tags_of
+from rgsd.evaluation.run_ref import RunRef
+from rgsd.evaluation.samples import Sample
+from rgsd.evaluation.summaries import results
+from rgsd.judges import JudgeConfig, build_judge, check_judgeable, try_out
+from rgsd.progress import say
+from rgsd.prompts.messages import SHOWS_REFERENCE, PromptSettings, teacher_prompts
+from rgsd.redaction import without_credentials
+from rgsd.rubrics import Example, fingerprint
+from rgsd.runs import (
+    BASELINE,
+    CANDIDATE,
+    CONFIG,
+    RECORD,
+    RESULTS,
+    TRAINED,
+    Run,
+    conditioned_role,
+    create_run,
+    open_run,
+)
 
 
-def measure(
-    run: Run,
-    arm: str,
-    examples: Sequence[Example],
-    prompts: Sequence[Sequence[Mapping[str, str]]],
-    generator: Generator | None,
-    judge: Judge,
+def evaluate_models(
+    names: Sequence[str],
+    data: DataConfig,
+    judge_config: JudgeConfig,
+    settings: MeasureConfig,
     *,
-    think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
-) -> list[dict[str, Any]]:
-    """Generate and judge one arm into the run's responses.jsonl and samples.jsonl; what lies there already is kept.
-
-    A response is written as soon as it is there, a judgement likewise. Rows that the judge left unscored are judged
-    again; all others are neither generated nor judged twice. A stored response counts only if the same weights,
-    settings and prompt made it, a stored verdict only if the same judge gave it on the same text and criteria; rows of
-    which this is not so are moved to set-aside.jsonl, and their number is said.
+    on_all: bool | None = None,
+) -> Run:
+    """Evaluate every model on the same prompts with the same judge; write the samples and the table.
 
     Args:
-        run: where rows are kept.
-        arm: the arm's name: what is measured, and what it is shown.
-        examples, prompts: one prompt an example, as the model reads it.
-        generator: writes the responses; None takes the stored ones as they are, all of which must be there.
-        judge: gives the verdicts.
-        think_tags: of the reasoning, which is taken out before judging.
-
-    Returns:
-        one row an example, in their order.
+        names: As `RunRef.parse_policy` reads them. The others are compared with the first.
+        data: The rubric data. If a run is named and this is at its defaults, the run's data and held-out prompts.
+        judge_config: The judge.
+        settings: Everything else.
+        on_all: Whether to use all prompts of the data, or the held-out ones. None: the held-out ones of a run and of
+            data with `held_out_tags`, otherwise all.
 
     Raises:
-        JudgeError: when the judge cannot go on; what was judged is in the run.
+        RGSDError: If the evaluation cannot start. `JudgeError` if the judge cannot continue, or its coverage is too
+            low. The run keeps what was generated and judged, and the same command continues.
     """
-    ids = [e.id for e in examples]
-    if generator is None:
-        stored = _stored(run, arm)
-        if missing := [i for i in ids if i not in stored]:
-            raise JudgeError(f"{len(missing)} examples have no response in arm {arm!r}, and no model was given")
-    else:
-        stored = _respond(run, arm, ids, prompts, generator)
-    texts = {e.id: _judged_text(stored[e.id].response, think_tags) for e in examples}
-    rows = _judged(run, arm, examples, texts, judge)
-    unjudged = [e for e in examples if e.id not in rows]
-    if unjudged:
-        with counting(f"{arm}: judgements", len(unjudged)) as counter:
-
-            def keep_row(i: int, judgement: Judgement) -> None:
-                example = unjudged[i]
-                row = _row(arm, example, stored[example.id], texts[example.id], judge, judgement)
-                rows[example.id] = row
-                run.append(SAMPLES, [row])
-                counter.advance()
-
-            judge.judge_all([(e, texts[e.id]) for e in unjudged], done=keep_row)
-    return [rows[e.id] for e in examples]
-
-
-def respond(
-    run: Run,
-    arm: str,
-    examples: Sequence[Example],
-    prompts: Sequence[Sequence[Mapping[str, str]]],
-    generator: Generator,
-) -> dict[str, Response]:
-    """The responses of an arm by example, generated where responses.jsonl has none that counts; as in `measure`."""
-    stored = _respond(run, arm, [e.id for e in examples], prompts, generator)
-    return {i: s.response for i, s in stored.items()}
-
-
-def _respond(
-    run: Run, arm: str, ids: Sequence[str], prompts: Sequence[Sequence[Mapping[str, str]]], generator: Generator
-) -> dict[str, _Stored]:
-    keys = dict(zip(ids, generator.keys(prompts), strict=True))
-    set_aside_stale(run, arm, keys)
-    stored = _stored(run, arm)
-    missing = [i for i, example_id in enumerate(ids) if example_id not in stored]
-    if missing:
-        with counting(f"{arm}: responses", len(missing)) as counter:
-
-            def keep(i: int, response: Response) -> None:
-                example_id = ids[missing[i]]
-                key = asdict(keys[example_id])
-                stored[example_id] = _Stored(response, key)
-                run.append(RESPONSES, [{"arm": arm, "example_id": example_id, **asdict(response), "key": key}])
-                counter.advance()
-
-            generator.generate([prompts[i] for i in missing], done=keep)
-    return stored
+    refs = [RunRef.parse_policy(name) for name in names]
+    arms = dict(zip(_arm_names(refs), refs, strict=True))
+    first_run = next((r.source for r in refs if r.is_run), None)
+    if first_run and data == DataConfig():
+        data = data_of(open_run(first_run))
+        on_all = False if on_all is None else on_all
+    examples = examples_for(data, settings, on_all)
+    judge = build_judge(judge_config)
+    check_judgeable(examples, judge_config)
+    run = open_evaluation(names, data, judge_config, settings)
+    run.note(kind="eval", roles=_roles(arms), held_out_fingerprint=fingerprint(examples), judge=judge.name)
+    say(f"Measuring {', '.join(arms)} on {len(examples)} prompts, judge: {judge.name}")
+    samples: dict[str, list[Sample]] = {}
+    try:
+        stored = [stored_responses(run, arm) for arm in arms]
+        try_out(judge, lazily=all(e.id in responses for responses in stored for e in examples))
+        for policy, members in _by_policy(arms).items():
+            generator = policy_generator(policy, settings)
+            for arm, ref in members:
+                prompts = prompts_for(
+                    ref.privileged_context, examples, settings, _references(ref, examples, settings, run)
+                )
+                samples[arm] = evaluate_arm(
+                    run, arm, examples, prompts, generator, judge, think_tags=settings.think_tags
+                )
+            del generator  # frees its model before the next one is loaded
+    except (RGSDError, KeyboardInterrupt):
+        if run.waiting is not None or run.replaced is not None:
+            run.discard()
+            raise
+        run.note(status="stopped")
+        say(f"What was generated and judged is in {run.folder}; the same command continues from there.")
+        raise
+    samples = {arm: samples[arm] for arm in arms}
+    run.write(RESULTS, results(samples, run, settings.seed, judge=judge.name, baseline=next(iter(arms))))
+    run.note(status="finished")
+    for arm_samples in samples.values():
+        check_coverage(arm_samples, settings.min_coverage)
+    return run
 
 
-def references(
-    run: Run,
-    examples: Sequence[Example],
-    generator: Generator,
-    *,
-    think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
-    also: Run | None = None,
-    keep: bool = True,
-) -> dict[str, str]:
-    """References that a base model writes from the rubrics, by example, without its reasoning.
-
-    Args:
-        run: keeps them in references.jsonl, from which they are taken again for the same weights, settings and prompt.
-        examples: to write them for.
-        generator: the base model.
-        think_tags: of the reasoning.
-        also: a run whose references, by the same weights from the same prompt, are taken too.
-        keep: whether this process writes them into the run.
-
-    Raises:
-        ConfigError: when an answer is empty, as it is where the reasoning took all tokens.
-    """
-    prompts = [reference_request(e) for e in examples]
-    keys = dict(zip((e.id for e in examples), generator.keys(prompts), strict=True))
-    found: dict[str, Response] = {}
-    for row in [*(also.read_lines(REFERENCES) if also else []), *run.read_lines(REFERENCES)]:
-        key = keys.get(row["example_id"])
-        if key is not None and all(row["key"].get(part) == getattr(key, part) for part in ("weights", "prompt")):
-            is_same = row["key"].get("settings") == key.settings
-            if is_same or (also is not None and row["example_id"] not in found):
-                found[row["example_id"]] = _response_of(row)
-    missing = [i for i, e in enumerate(examples) if e.id not in found]
-    if missing:
-        with counting("self-written references", len(missing)) as counter:
-
-            def store(i: int, response: Response) -> None:
-                example = examples[missing[i]]
-                found[example.id] = response
-                if keep:
-                    key = asdict(keys[example.id])
-                    run.append(REFERENCES, [{"example_id": example.id, **asdict(response), "key": key}])
-                counter.advance()
-
-            generator.generate([prompts[i] for i in missing], done=store)
-    texts = {e.id: _judged_text(found[e.id], think_tags).strip() for e in examples}
-    if empty := [i for i, text in texts.items() if not text]:
-        n_cut = sum(found[i].is_truncated for i in empty)
-        raise ConfigError(
-            f"the base model wrote {len(empty)} of {len(examples)} references without an answer (first: "
-            f"{', '.join(empty[:5])}), {n_cut} of them cut off before it: raise max_completion_length, or leave those "
-            "prompts out"
-        )
-    return texts
-
-
-def stored_references(run: Run) -> dict[str, str]:
-    """The self-written references that a run holds, by example, without their reasoning."""
-    tags = (run.settings.get("think_open_tag") or OPEN_TAG, run.settings.get("think_close_tag") or CLOSE_TAG)
-    return {r["example_id"]: _judged_text(_response_of(r), tags).strip() for r in run.read_lines(REFERENCES)}
-
-
-def _response_of(row: Mapping[str, Any]) -> Response:
-    return Response(row["text"], row["n_tokens"], row["is_truncated"], row["starts_in_thinking"])
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A response that a run holds, and what it was made from; no key where the run does not say."""
-
-    response: Response
-    key: dict[str, str] | None
-
-
-def _stored(run: Run, arm: str) -> dict[str, _Stored]:
-    return {
-        r["example_id"]: _Stored(_response_of(r), r.get("key")) for r in run.read_lines(RESPONSES) if r["arm"] == arm
-    }
-
-
-def stored_responses(run: Run, arm: str) -> dict[str, Response]:
-    """The responses of an arm that the run holds, by example."""
-    return {i: s.response for i, s in _stored(run, arm).items()}
-
-
-def set_aside_stale(run: Run, arm: str, keys: Mapping[str, ResponseKey]) -> None:
-    """Move an arm's responses and verdicts that do not count any more to set-aside.jsonl, and say how many.
-
-    Args:
-        run, arm: whose.
-        keys: of the responses that count, by example; all others of this arm are stale.
-    """
-    wanted = {i: asdict(key) for i, key in keys.items()}
-
-    def is_stale(row: Mapping[str, Any], field: str) -> bool:
-        return row["arm"] == arm and (row["example_id"] not in wanted or row.get(field) != wanted[row["example_id"]])
-
-    responses = [r for r in run.read_lines(RESPONSES) if is_stale(r, "key")]
-    samples = [r for r in run.read_lines(SAMPLES) if is_stale(r, "response_key")]
-    if not responses and not samples:
-        return
-    why = Counter(_difference(r.get("key"), wanted.get(r["example_id"])) for r in responses)
-    why = why or Counter(_difference(r.get("response_key"), wanted.get(r["example_id"])) for r in samples)
-    run.set_aside(SAMPLES, samples)  # first, so that no kill leaves a verdict whose response is gone
-    run.set_aside(RESPONSES, responses)
-    say(
-        f"{arm}: {len(responses)} stored responses and {len(samples)} judged rows are set aside (in {SET_ASIDE}): "
-        + ", ".join(f"{n} {reason}" for reason, n in why.most_common())
-    )
-
-
-def _difference(found: Mapping[str, str] | None, wanted: Mapping[str, str] | None) -> str:
-    """Why a stored response does not count."""
-    if wanted is None:
-        return "to prompts that are not measured"
-    if found is None:
-        return "of unknown origin"
-    for part, said in (("weights", "of other weights"), ("settings", "with other generation settings")):
-        if found.get(part) != wanted[part]:
-            return said
-    return "to another prompt"
-
-
-def _judged(
-    run: Run, arm: str, examples: Sequence[Example], texts: Mapping[str, str], judge: Judge
-) -> dict[str, dict[str, Any]]:
-    """The judge's rows that count, by example. Those that do not, of whichever judge, are set aside."""
-    wanted = {e.id: verdict_key(e, texts[e.id], judge) for e in examples}
-    rows: dict[str, dict[str, Any]] = {}
-    stale = []
-    for row in latest(run.read_lines(SAMPLES)):
-        key, found = wanted.get(row["example_id"]), row.get("verdict_key")
-        if row["arm"] != arm or key is None:
-            continue
-        if row["judge"] == judge.name:
-            is_stale = found != key
-        else:  # another judge's settings are not known here; what it read is
-            is_stale = found is not None and found["read"] != key["read"]
-        if is_stale:
-            stale.append(row)
-        elif row["judge"] == judge.name and not row.get("problem"):
-            rows[row["example_id"]] = row
-    if stale:
-        names = {(r["example_id"], r["judge"]) for r in stale}
-        old = [r for r in run.read_lines(SAMPLES) if r["arm"] == arm and (r["example_id"], r["judge"]) in names]
-        run.set_aside(SAMPLES, old)
-        say(
-            f"{arm}: {len(stale)} judged rows are set aside (in {SET_ASIDE}): the judge's settings, the criteria or "
-            "the text that was judged were others"
-        )
-    return rows
-
-
-def verdict_key(example: Example, text: str, judge: Judge) -> dict[str, str]:
-    """What verdicts depend on, as digests: who judges and how, and what was read: conversation, criteria, response."""
-    criteria = [[c.text, c.weight, c.title, list(c.tags), c.check] for c in example.rubric]
-    read = [[dict(m) for m in example.messages], example.scoring, criteria, text]
-    return {"judge": digest(getattr(judge, "identity", judge.name)), "read": digest(read)}
-
-
-def _judged_text(response: Response, think_tags: tuple[str, str]) -> str:
-    """The response without its reasoning; one that never left it is judged as an empty one."""
-    return strip_thinking(response.text, *think_tags, starts_in_thinking=response.starts_in_thinking)
-
-
-def judge_responses(
-    examples: Sequence[Example],
-    responses: Sequence[Response],
-    judge: Judge,
-    *,
-    arm: str,
-    think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
-) -> list[dict[str, Any]]:
-    """One row a response: the response, every verdict with its criterion, the score, its coverage and its cost."""
-    texts = [_judged_text(r, think_tags) for r in responses]
-    judgements = judge.judge_all(list(zip(examples, texts, strict=True)))
+def _arm_names(refs: Sequence[RunRef]) -> list[str]:
+    """The names of the arms; those of equal names get their source in front."""
+    names = [r.policy_arm for r in refs]
     return [
-        _row(arm, e, _Stored(r, None), t, judge, j)
-        for e, r, t, j in zip(examples, responses, texts, judgements, strict=True)
+        name if names.count(name) == 1 else f"{Path(r.source).name}:{name}" if r.is_run else r.source
+        for r, name in zip(refs, names, strict=True)
     ]
 
 
-def _row(arm: str, example: Example, stored: _Stored, text: str, judge: Judge, judgement: Judgement) -> dict[str, Any]:
-    response = stored.response
-    return {
-        "arm": arm,
-        "example_id": example.id,
-        "scoring": example.scoring,
-        "question": example.messages[-1]["content"],
-        "response": response.text,
-        "n_tokens": response.n_tokens,
-        "is_truncated": response.is_truncated,
-        "response_key": stored.key,
-        **judged_fields(example, text, judge, judgement),
-    }
+def _roles(arms: Mapping[str, RunRef]) -> dict[str, str]:
+    """The role of each arm. The first of several is the baseline of the others."""
+    roles = {}
+    for arm, ref in arms.items():
+        if ref.privileged_context != "none":
+            roles[arm] = conditioned_role(ref.privileged_context)
+        elif ref.is_run and not ref.is_base:
+            roles[arm] = TRAINED
+        else:
+            roles[arm] = BASELINE if len(arms) == 1 else CANDIDATE
+    return roles | ({next(iter(arms)): BASELINE} if len(arms) > 1 else {})
 
 
-def judged_fields(example: Example, text: str, judge: Judge, judgement: Judgement) -> dict[str, Any]:
-    """What a judgement of a response, read as `text`, adds to its row."""
-    result = score(example.rubric, judgement.verdicts, example.scoring, text)
-    return {
-        "domain": example.domain,
-        "tags": list(example.tags),
-        "judged_text": text,
-        "score": result.value,
-        "coverage": result.coverage,
-        "judge": judge.name,
-        "verdict_key": verdict_key(example, text, judge),
-        "verdicts": [
-            {"criterion": c.text, "weight": c.weight, "tags": list(c.tags), **asdict(v)}
-            for c, v in zip(example.rubric, judgement.verdicts, strict=True)
-        ],
-        "replies": list(judgement.replies),
-        "usage": asdict(judgement.usage),
-        "problem": judgement.problem,
-    }
+def _by_policy(arms: Mapping[str, RunRef]) -> dict[RunRef, list[tuple[str, RunRef]]]:
+    """Arms of the same weights together, so the weights are loaded once."""
+    groups: dict[RunRef, list[tuple[str, RunRef]]] = {}
+    for arm, ref in arms.items():
+        groups.setdefault(dataclasses.replace(ref, privileged_context="none"), []).append((arm, ref))
+    return groups
 
 
-def check_coverage(rows: Sequence[Mapping[str, Any]], least: float) -> None:
-    """Refuse a score that rests on too few verdicts.
+def prompts_for(
+    privileged_context: str,
+    examples: Sequence[Example],
+    settings: MeasureConfig,
+    references: Mapping[str, str] | None = None,
+) -> list[list[dict[str, str]]]:
+    """The prompts of a model that sees this privileged context. `references` replace the examples' own."""
+    shown = PromptSettings(
+        template=settings.template,
+        show_weights=settings.show_weights,
+        privileged_context=privileged_context,  # pyright: ignore[reportArgumentType]
+        seed=settings.seed,
+    )
+    return teacher_prompts(examples, shown, references)
+
+
+def _references(ref: RunRef, examples: Sequence[Example], settings: MeasureConfig, run: Run) -> dict[str, str] | None:
+    """The self-written references of a run that was trained with them; its base writes those of other prompts. None if
+    the examples' own references are shown, or none."""
+    if not ref.is_run or ref.privileged_context not in SHOWS_REFERENCE:
+        return None
+    source = open_run(ref.source)
+    if not source.settings.get("self_written_references"):
+        return None
+    tags = think_tags_of(source)
+    as_trained = dataclasses.replace(
+        settings,
+        backend="transformers",
+        api_base=None,
+        max_new_tokens=source.settings.get("max_completion_length") or 512,
+        chat_template_kwargs=source.settings.get("chat_template_kwargs"),
+        temperature=0.0,
+        think_open_tag=tags[0],
+        think_close_tag=tags[1],
+    )
+    base = policy_generator(RunRef(ref.source, "base"), as_trained)
+    return references(run, examples, base, think_tags=tags, also=source)
+
+
+# --- The data and the folder of an evaluation -----------------------------------------------------------------------
+
+
+def data_of(run: Run) -> DataConfig:
+    """The data settings of a run."""
+    names = {f.name for f in dataclasses.fields(DataConfig)}
+    return DataConfig(**{name: value for name, value in run.settings.items() if name in names})
+
+
+def examples_by_id(run: Run) -> dict[str, Example]:
+    """All examples of the data that a run was trained or evaluated on."""
+    return load_by_id(data_of(run))
+
+
+def examples_for(data: DataConfig, settings: MeasureConfig, on_all: bool | None) -> list[Example]:
+    """The examples of an evaluation; `on_all` as in `evaluate_models`.
 
     Raises:
-        JudgeError: when less than `least` of the criteria were scored, with the reasons and their counts.
+        ConfigError: If there are none.
     """
-    n = sum(len(r["verdicts"]) for r in rows)
-    n_scored = sum(v["met"] is not None or v["grade"] is not None for r in rows for v in r["verdicts"])
-    if not n or n_scored / n >= least:
-        return
-    problems = Counter(r.get("problem") or "unknown" for r in rows if r["coverage"] < 1)
-    reasons = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
-    raise JudgeError(
-        f"the judge scored {100 * n_scored / n:.1f} % of the criteria of arm {rows[0]['arm']!r}, at least "
-        f"{100 * least:.1f} % are wanted (min_coverage). Responses with unscored criteria: {reasons}. Their scores are "
-        "not to be trusted; run the same command again to judge those alone, or look into the judge's replies in "
-        f"{SAMPLES}"
+    if on_all is None:
+        on_all = not data.held_out_tags
+    if on_all:
+        examples = list(rubric_data.deduplicate(load(data).examples).examples)
+    else:
+        examples = load_split(data).held_out
+    if not examples:
+        raise ConfigError(f"{data.data!r} has no prompts to evaluate on: check data, held_out and held_out_tags")
+    return rubric_data.subset(examples, settings.max_prompts, data.split_seed)
+
+
+_JUDGE_COSTS = frozenset(
+    {f.name for f in dataclasses.fields(JudgeConfig)}
+    - {"judge", "judge_kwargs", "judge_mode", "judge_strictness", "judge_temperature", "judge_max_tokens",
+       "judge_reasoning_effort", "judge_structured", "judge_sample"}
+)  # fmt: skip
+"""Settings of the judge that change what it costs, not what it says."""
+_MAY_DIFFER = frozenset(
+    {*_JUDGE_COSTS, "output_dir", "overwrite", "min_coverage", "batch_size", "concurrency", "timeout", "api_key_env"}
+)
+"""Settings that may change when an evaluation continues."""
+
+
+def open_evaluation(
+    names: Sequence[str],
+    data: DataConfig,
+    judge: JudgeConfig,
+    settings: MeasureConfig,
+    more: Mapping[str, Any] | None = None,
+) -> Run:
+    """Open the run folder of an evaluation: a new one, or the one that the same settings began.
+
+    Raises:
+        RunError: If the folder holds an evaluation whose settings would give other samples.
+    """
+    flat: dict[str, Any] = {"models": list(names), **(more or {})}
+    for part in (data, judge, settings):
+        flat |= dataclasses.asdict(part)
+    flat = without_credentials(flat)  # as it is stored, to compare it with what is stored
+    name = Path(RunRef.parse_policy(names[0]).source).name
+    folder = settings.output_dir or f"runs/{'gap' if more else 'eval'}-{name}"
+    continues = (Path(folder) / RECORD).is_file() and not settings.overwrite
+    if continues and (changed := _changed(open_run(folder).settings, flat)):
+        raise RunError(
+            f"{folder} holds an evaluation with other settings ({', '.join(changed)}; see its {CONFIG}): choose "
+            "another --output_dir, or replace it with --overwrite true"
+        )
+    return create_run(folder, flat, overwrite=settings.overwrite, resume=continues)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ and decide the samples. More models on the same prompts are no change."""
+    names = sorted(
+        name
+        for name in before.keys() | now.keys()
+        if name not in _MAY_DIFFER and _as_list(before.get(name)) != _as_list(now.get(name))
     )
+    return [n for n in names if not (n == "models" and set(before.get(n) or ()) <= set(now["models"]))]
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.config import JudgeConfig
-from rgsd.judges.factory import build_judge, try_out
+from rgsd.judges.factory import build_judge, check_judgeable, try_out, unchecked
 from rgsd.judges.judgement import Judge, Judgement, Task, Usage
 
-__all__ = ["ChecksJudge", "Judge", "JudgeConfig", "Judgement", "Task", "Usage", "build_judge", "try_out"]
+__all__ = [
+    "ChecksJudge",
+    "Judge",
+    "JudgeConfig",
+    "Judgement",
+    "Task",
+    "Usage",
+    "build_judge",
+    "check_judgeable",
+    "try_out",
+    "unchecked",
+]

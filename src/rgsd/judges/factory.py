@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from rgsd.errors import ConfigError
@@ -10,6 +11,7 @@ from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.config import OWN, JudgeConfig
 from rgsd.judges.judgement import Judge
 from rgsd.judges.llm import LLMJudge
+from rgsd.rubrics import Example
 
 
 def build_judge(config: JudgeConfig) -> Judge:
@@ -24,6 +26,24 @@ def build_judge(config: JudgeConfig) -> Judge:
     if config.is_own:
         return _custom_judge(config)
     return LLMJudge(config)
+
+
+def unchecked(examples: Sequence[Example], config: JudgeConfig) -> str:
+    """Why the judge cannot judge the examples: `checks` needs a check for every criterion. Empty if it can."""
+    n = sum(not e.rubric.is_checkable for e in examples) if config.needs_checks else 0
+    return f"{n} of {len(examples)} rubrics have criteria without a programmatic check" if n else ""
+
+
+def check_judgeable(examples: Sequence[Example], config: JudgeConfig) -> None:
+    """Refuse examples that the judge cannot judge.
+
+    Raises:
+        ConfigError: If the judge runs checks, and criteria have none.
+    """
+    if problem := unchecked(examples, config):
+        raise ConfigError(
+            f"{problem}: name an LLM judge, for example --judge openai/gpt-5.4, or --judge NAME --judge_api_base URL"
+        )
 
 
 def try_out(judge: Judge, *, lazily: bool = False) -> None:

@@ -8,17 +8,18 @@ one seed it is the bootstrap over prompts, which knows nothing of the chance of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from rgsd.evaluation.statistics import Conclusion, conclude, interval, latest, student_quantile
+from rgsd.evaluation.conclusions import Conclusion, conclude
+from rgsd.evaluation.samples import Sample, read_samples
+from rgsd.evaluation.statistics import interval, student_quantile
 from rgsd.lab.running import BASE_ARMS, Job
 from rgsd.lab.world import Audit, World
 from rgsd.prompts.leaks import mentions_rubric
-from rgsd.runs import METRICS, SAMPLES, open_run
+from rgsd.runs import METRICS, open_run
 
 MEASURES = {
     "satisfaction": "rubric satisfaction",
@@ -68,10 +69,10 @@ def read(job: Job) -> list[Measured]:
     """The figures of a finished run: one entry for an arm, three for the untrained model."""
     run = open_run(job.home)
     world = World(task_seed=job.seed, generality=job.task.generality)
-    rows = latest(run.read_lines(SAMPLES))
+    samples = read_samples(run)
     if job.arm is None:
         suffix = job.task.name.removeprefix("task")
-        return [Measured(f"{arm}{suffix}", job.seed, _values(rows, arm, world)) for arm in BASE_ARMS]
+        return [Measured(f"{arm}{suffix}", job.seed, _values(samples, arm, world)) for arm in BASE_ARMS]
     metrics = run.read_lines(METRICS)
     lengths = [m["completions/mean_length"] for m in metrics if "completions/mean_length" in m]
     rollouts = sum("completions/mean_length" in m for m in metrics) * int(run.meta.get("rollouts_per_step", 0))
@@ -82,7 +83,7 @@ def read(job: Job) -> list[Measured]:
         Measured(
             job.arm.name,
             job.seed,
-            _values(rows, "trained", world),
+            _values(samples, "trained", world),
             rollouts=rollouts,
             rollout_tokens=tokens,
             judge_calls=rollouts if job.arm.command == "grpo" else 0,
@@ -91,22 +92,22 @@ def read(job: Job) -> list[Measured]:
     ]
 
 
-def _values(rows: Sequence[Mapping[str, Any]], arm: str, world: World) -> dict[str, np.ndarray]:
-    own = sorted((r for r in rows if r["arm"] == arm), key=lambda r: r["example_id"])
-    audits = [world.audit(r["example_id"].split("-")[0], r["judged_text"]) for r in own]
+def _values(samples: Sequence[Sample], arm: str, world: World) -> dict[str, np.ndarray]:
+    own = sorted((s for s in samples if s.arm == arm), key=lambda s: s.example_id)
+    audits = [world.audit(s.example_id.split("-")[0], s.judged_text) for s in own]
     columns = {
-        "satisfaction": [r["score"] for r in own],
-        "tokens": [r["n_tokens"] for r in own],
+        "satisfaction": [s.score for s in own],
+        "tokens": [s.n_tokens for s in own],
         "false_share": [a.n_false / max(1, a.n_true + a.n_false) for a in audits],
         "stated": [a.n_true + a.n_false for a in audits],
-        "to_the_point": [_to_the_point(r, a, world) for r, a in zip(own, audits, strict=True)],
-        "names_rubric": [float(mentions_rubric(r["response"])) for r in own],
+        "to_the_point": [_to_the_point(s, a, world) for s, a in zip(own, audits, strict=True)],
+        "names_rubric": [float(mentions_rubric(s.response)) for s in own],
     }
     return {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
 
 
-def _to_the_point(row: Mapping[str, Any], audit: Audit, world: World) -> float:
-    topic, modifier = row["example_id"].split("-")[:2]
+def _to_the_point(sample: Sample, audit: Audit, world: World) -> float:
+    topic, modifier = sample.example_id.split("-")[:2]
     asked = {world.fact(topic, kind) for kind in world.ask(topic, modifier).kinds}
     return len(asked & set(audit.claims)) / max(1, len(audit.claims))
 

@@ -14,12 +14,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgsd.errors import ConfigError, ModelError
-from rgsd.evaluation.evaluate import judge_responses
+from rgsd.evaluation.arms import judge_responses
 from rgsd.inference import SamplingConfig, generate
 from rgsd.judges import ChecksJudge
 from rgsd.lab.world import World
 from rgsd.prompts.leaks import mentions_rubric
-from rgsd.prompts.messages import PromptSettings, training_rows
+from rgsd.prompts.messages import PromptSettings, teacher_prompts
 from rgsd.prompts.thinking import strip_thinking
 
 FILE = "figures.json"
@@ -91,15 +91,15 @@ def measure(
     for name in names or arms():
         settings, think = arms()[name]
         examples = world.examples("held-out", think=think)[:n_prompts]
-        prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
+        prompts = teacher_prompts(examples, settings)
         responses = generate(model, tokenizer, prompts, SamplingConfig(MAX_NEW_TOKENS), batch_size=96, label=name)
-        rows = judge_responses(examples, responses, ChecksJudge(), arm=name)
+        samples = judge_responses(examples, responses, ChecksJudge(), arm=name)
         audits = [
             world.audit(e.metadata["topic"], strip_thinking(r.text)) for e, r in zip(examples, responses, strict=True)
         ]
         n = len(examples)
         found[name] = Arm(
-            satisfaction=sum(row["score"] for row in rows) / n,
+            satisfaction=sum(s.score or 0.0 for s in samples) / n,
             false_share=sum(a.n_false for a in audits) / max(1, sum(a.n_true + a.n_false for a in audits)),
             names_rubric=sum(mentions_rubric(r.text) for r in responses) / n,
             mean_tokens=sum(r.n_tokens for r in responses) / n,

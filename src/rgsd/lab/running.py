@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rgsd.errors import ConfigError, RGSDError, RunError
+from rgsd.evaluation.samples import Sample
 from rgsd.lab.figures import MAX_NEW_TOKENS
 from rgsd.lab.grid import Arm, Task
 from rgsd.lab.world import World, write_jsonl
@@ -220,11 +221,11 @@ def run_job(job: Job) -> str:
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
-            rows = _train_and_measure(job)
+            samples = _train_and_measure(job)
         except Exception as error:
             file.write(redact(traceback.format_exc()))
             raise RunError(f"{type(error).__name__}: {redact(str(error))[:300]} ({log})") from None
-    means = {arm: sum(r["score"] for r in found) / len(found) for arm, found in rows.items()}
+    means = {arm: sum(s.score or 0.0 for s in own) / len(own) for arm, own in samples.items()}
     text = ", ".join(f"{arm} {mean:.3f}" for arm, mean in means.items())
     return f"{text} ({time.monotonic() - started:.0f} s)"
 
@@ -238,11 +239,13 @@ def recipe_of(command: str, settings: dict[str, Any]) -> Any:
     from transformers import HfArgumentParser
     from trl import ModelConfig
 
+    from rgsd.data.config import DataConfig
+    from rgsd.evaluation.config import EvalConfig
     from rgsd.judges import JudgeConfig
     from rgsd.training.config import RGSDConfig
     from rgsd.training.grpo import RubricGRPOConfig
     from rgsd.training.sft import RubricSFTConfig
-    from rgsd.workflows.train import DataConfig, EvalConfig, Recipe
+    from rgsd.workflows.train import Recipe
 
     kinds: dict[str, Any] = {"train": RGSDConfig, "grpo": RubricGRPOConfig, "sft": RubricSFTConfig}
     parts: Any = (kinds[command], ModelConfig, DataConfig, EvalConfig, JudgeConfig)
@@ -256,7 +259,7 @@ def recipe_of(command: str, settings: dict[str, Any]) -> Any:
     return Recipe(model=model, data=data, evaluation=evaluation, training=training, judge=judge)
 
 
-def _train_and_measure(job: Job) -> dict[str, list[dict[str, Any]]]:
+def _train_and_measure(job: Job) -> dict[str, list[Sample]]:
     import torch
 
     from rgsd import models
@@ -278,24 +281,24 @@ def _train_and_measure(job: Job) -> dict[str, list[dict[str, Any]]]:
         run = pipeline.train(recipe_of(job.arm.command, job.settings()))
         model, tokenizer = models.load_trained(run.folder)
         shown = {"trained": "none"}
-    rows = {
+    samples = {
         arm: measure(run, arm, privileged_context, model, tokenizer, job) for arm, privileged_context in shown.items()
     }
     if job.arm is not None:
         run.note(lab_settings=_identity(job))
     run.note(status="finished", lab_status="measured")
-    return rows
+    return samples
 
 
-def measure(run: Run, arm: str, privileged_context: str, model: Any, tokenizer: Any, job: Job) -> list[dict[str, Any]]:
+def measure(run: Run, arm: str, privileged_context: str, model: Any, tokenizer: Any, job: Job) -> list[Sample]:
     """Greedy responses to the held-out prompts of the job's task, with exact verdicts, into the run's samples.jsonl."""
-    from rgsd.evaluation import evaluate
+    from rgsd.evaluation.arms import evaluate_arm
     from rgsd.inference import SamplingConfig, TransformersGenerator
     from rgsd.judges import ChecksJudge
-    from rgsd.prompts.messages import PromptSettings, training_rows
+    from rgsd.prompts.messages import PromptSettings, teacher_prompts
 
     examples = World(task_seed=job.seed, generality=job.task.generality).examples(HELD_OUT, think=job.task.think)
     settings = PromptSettings("cover", privileged_context=privileged_context, seed=job.seed)  # pyright: ignore[reportArgumentType]
-    prompts = [row["teacher_prompt"] for row in training_rows(examples, settings)]
+    prompts = teacher_prompts(examples, settings)
     generator = TransformersGenerator(model, tokenizer, SamplingConfig(MAX_NEW_TOKENS), batch_size=96)
-    return evaluate.measure(run, arm, examples, prompts, generator, ChecksJudge())
+    return evaluate_arm(run, arm, examples, prompts, generator, ChecksJudge())

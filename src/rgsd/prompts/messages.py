@@ -164,6 +164,16 @@ def training_rows(
     ]
 
 
+def teacher_prompts(
+    examples: Sequence[Example], settings: PromptSettings, references: Mapping[str, str] | None = None
+) -> list[ChatMessages]:
+    """One prompt per example, with its privileged context; arguments and errors as in `training_rows`.
+
+    With privileged_context "none", these are the student's prompts.
+    """
+    return [row["teacher_prompt"] for row in training_rows(examples, settings, references)]
+
+
 def reference_request(example: Example) -> ChatMessages:
     """What the base model is asked, to write a reference response beforehand: the paper's teacher prompt.
 

@@ -12,11 +12,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rgsd.errors import RGSDError, RunError
-from rgsd.evaluation import compare, statistics
-from rgsd.evaluation.statistics import Conclusion, conclude, points, verdict_sentence
+from rgsd.evaluation import compare
+from rgsd.evaluation.conclusions import Conclusion, conclude, points, verdict_sentence
+from rgsd.evaluation.run_ref import RunRef
+from rgsd.evaluation.samples import Sample, by_arm, read_samples
+from rgsd.evaluation.summaries import (
+    mean_score,
+    paired_difference,
+    scored_shares,
+    spread,
+    truncated_share,
+    usage_totals,
+)
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rows import loads
 from rgsd.runs import (
@@ -29,6 +37,7 @@ from rgsd.runs import (
     ROLLOUTS,
     SAMPLES,
     TRAINED,
+    TRAINING_KINDS,
     Run,
     open_run,
 )
@@ -40,9 +49,6 @@ MOST_GROUPS = 12
 DEFAULT_BATCH = 8
 """Of transformers: prompts a device and micro-batch where the recipe says nothing."""
 
-TRAINING = ("rgsd", "grpo", "sft")
-"""Kinds of runs that train; the others measure."""
-
 Row = Mapping[str, Any]
 
 
@@ -52,7 +58,7 @@ class Arm:
 
     Args:
         run, name: the run's label and the arm's name in it.
-        rows: its judged responses, one a prompt.
+        samples: its judged responses, one per prompt.
         score: mean, low, high, n; None when nothing was scored.
         gain: the same of the paired difference to the run's baseline; None for the baseline itself.
         role: as the run says (`rgsd.runs`): baseline, conditioned, trained, control, candidate; or other.
@@ -65,7 +71,7 @@ class Arm:
 
     run: str
     name: str
-    rows: list[dict[str, Any]]
+    samples: list[Sample]
     score: dict[str, Any] | None
     gain: dict[str, Any] | None
     role: str
@@ -78,7 +84,7 @@ class Arm:
     @property
     def leak_rate(self) -> float:
         """Share of the responses that speak of a rubric."""
-        return len(self.leaking) / len(self.rows)
+        return len(self.leaking) / len(self.samples)
 
 
 @dataclass(slots=True)
@@ -189,13 +195,13 @@ def read(names: Sequence[str]) -> Facts:
 
 def _run(label: str, run: Run) -> RunFacts:
     settings, problems = run.settings or {}, []
-    rows = statistics.latest(run.read_lines(SAMPLES))
-    judges = list(dict.fromkeys(r.get("judge") or "unknown" for r in rows))
+    samples = read_samples(run)
+    judges = list(dict.fromkeys(s.judge for s in samples))
     judge = judges[0] if judges else None
-    rows = [r for r in rows if (r.get("judge") or "unknown") == judge]
+    samples = [s for s in samples if s.judge == judge]
     steps = _steps(run.read_lines(METRICS))
     kind = run.meta.get("kind") or _kind(settings, steps)
-    arms = _arms(label, run, rows)
+    arms = _arms(label, run, samples)
     facts = RunFacts(label, run, kind, judge, judges, arms, steps, Cost(), None, [], problems)
     facts.cost = _cost(facts)
     facts.maps = _maps(run.read_lines(TOKEN_MAPS))
@@ -206,7 +212,7 @@ def _run(label: str, run: Run) -> RunFacts:
         problems.append(f"{RESULTS} cannot be read, and is left out: the numbers below are taken from {SAMPLES}.")
     before, after = facts.role(BASELINE), facts.after
     if before and after:
-        facts.change = compare.difference(before.rows, after.rows, seed=_seed(settings))
+        facts.change = compare.difference(before.samples, after.samples, seed=_seed(settings))
     problems.extend(_missing(facts))
     return facts
 
@@ -245,20 +251,15 @@ def _maps(lines: Sequence[Row]) -> list[dict[str, Any]]:
 # --- Arms -----------------------------------------------------------------------------------------------------------
 
 
-def _arms(label: str, run: Run, rows: Sequence[dict[str, Any]]) -> list[Arm]:
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_name.setdefault(row["arm"], []).append(row)
-    names = list(by_name)
-    if not names:
-        return []
-    baseline = run.arm_of(BASELINE, among=names)
+def _arms(label: str, run: Run, samples: Sequence[Sample]) -> list[Arm]:
+    by_name = by_arm(samples)
+    baseline = run.arm_of(BASELINE, among=by_name)
     roles, seed = run.roles, _seed(run.settings or {})
-    found = []
-    for name in names:
+    arms = []
+    for name, own in by_name.items():
         against = by_name[baseline] if baseline is not None and name != baseline else None
-        found.append(_arm(label, name, by_name[name], against, roles.get(name, "other"), seed))
-    return found
+        arms.append(_arm(label, own, against, roles.get(name, "other"), seed))
+    return arms
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -270,29 +271,20 @@ def _results(run: Run) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _arm(
-    label: str, name: str, rows: list[dict[str, Any]], baseline: list[dict[str, Any]] | None, role: str, seed: int
-) -> Arm:
-    scored = [r["score"] for r in rows if r["score"] is not None]
-    scorings = {r["scoring"] for r in rows}
-    scoring = scorings.pop() if len(scorings) == 1 else "satisfaction"
-    gain = None if baseline is None else statistics.paired_difference(baseline, rows, seed=seed)
-    tokens = [r["n_tokens"] for r in rows if r.get("n_tokens") is not None]
-    cut = [bool(r["is_truncated"]) for r in rows if r.get("is_truncated") is not None]
+def _arm(label: str, samples: list[Sample], baseline: list[Sample] | None, role: str, seed: int) -> Arm:
+    gain = None if baseline is None else paired_difference(baseline, samples, seed=seed)
     return Arm(
         run=label,
-        name=name,
-        rows=rows,
-        score=asdict(statistics.interval(scored, scoring=scoring, seed=seed)) if scored else None,
+        name=samples[0].arm,
+        samples=samples,
+        score=mean_score(samples, seed=seed),
         gain=None if gain is None else asdict(gain),
         role=role,
-        leaking=frozenset(
-            r["example_id"] for r in rows if mentions_rubric(statistics.text_of(r), r.get("question") or "")
-        ),
-        coverage=float(statistics.scored_shares(rows)["criteria_share"] or 0.0),
-        tokens=statistics.spread(tokens),
-        truncated=float(np.mean(cut)) if cut else None,
-        usage=statistics.usage_totals(rows),
+        leaking=frozenset(s.example_id for s in samples if mentions_rubric(s.judged_text, s.question)),
+        coverage=float(scored_shares(samples)["criteria_share"] or 0.0),
+        tokens=spread([s.n_tokens for s in samples if s.n_tokens is not None]),
+        truncated=truncated_share(samples),
+        usage=usage_totals(samples),
     )
 
 
@@ -310,7 +302,7 @@ def _cost(facts: RunFacts) -> Cost:
         eval_cached=sum(u["cached"] for u in usages),
         eval_price=math.fsum(prices) if all(p is not None for p in prices) else None,
     )
-    if not steps or facts.kind not in TRAINING:
+    if not steps or facts.kind not in TRAINING_KINDS:
         return cost
     per_step = _rollouts_per_step(run)
     # A line of the log stands for the steps since the line before: means over them, for counts and seconds alike.
@@ -387,7 +379,7 @@ def _missing(facts: RunFacts) -> list[str]:
     run, said = facts.run, []
     status = run.meta.get("status", "unknown")
     if status != "finished":
-        how = "`--resume_from_checkpoint true` goes on with it" if facts.kind in TRAINING else ""
+        how = "`--resume_from_checkpoint true` goes on with it" if facts.kind in TRAINING_KINDS else ""
         how = how or "the same command goes on with it"
         said.append(f"This run is not finished (its status is {status!r}): what is here is what there was; {how}.")
     if not facts.arms:
@@ -397,13 +389,13 @@ def _missing(facts: RunFacts) -> list[str]:
             if kept.is_file() and kept.stat().st_size
             else f"Nothing was measured in this run: `rgsd eval {run.folder}:base {run.folder}` measures it."
         )
-    elif facts.kind in TRAINING and not facts.role(TRAINED):
+    elif facts.kind in TRAINING_KINDS and not facts.role(TRAINED):
         said.append("The trained policy has not been measured: there is a before, and no after.")
-    elif facts.kind in TRAINING and not facts.role(BASELINE):
+    elif facts.kind in TRAINING_KINDS and not facts.role(BASELINE):
         said.append("The base has not been measured in this run: there is an after, and no before.")
-    if facts.kind in TRAINING and not facts.steps:
+    if facts.kind in TRAINING_KINDS and not facts.steps:
         said.append("No training step was logged.")
-    counts = {a.name: len(a.rows) for a in facts.arms}
+    counts = {a.name: len(a.samples) for a in facts.arms}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {n}" for name, n in counts.items())
         said.append(f"The arms were not measured on equally many prompts ({told}).")
@@ -430,7 +422,7 @@ def verdict(facts: RunFacts) -> list[str]:
         only = [a for a in facts.arms if a.score]
         if after in only:
             only.insert(0, after)
-        if shown and shown.gain and facts.kind in (*TRAINING, "gap"):
+        if shown and shown.gain and facts.kind in (*TRAINING_KINDS, "gap"):
             said.append(verdict_sentence(shown.name, before.name if before else "the model alone", shown.gain))
         elif only:
             score = only[0].score or {}
@@ -469,7 +461,7 @@ def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
     if facts.kind == "rgsd" and privileged_context in ("mismatched", "none"):
         shown = "another prompt's rubric" if privileged_context == "mismatched" else "no rubric"
         said.append(f"This run is a control: its teacher was shown {shown}.")
-    if facts.kind in TRAINING:
+    if facts.kind in TRAINING_KINDS:
         said.append("One run with one seed: the intervals are over prompts, not over repeated training.")
     if facts.judge == "checks":
         said.append("Judged by programmatic checks, which read form and coverage, not whether a claim is true.")
@@ -494,10 +486,10 @@ def _compared(runs: list[RunFacts]) -> Facts:
         arm = facts.after or facts.role(BASELINE)
         if arm is None:
             return Facts(runs, refusal=f"{facts.label} has no judged responses, so the runs cannot be compared.")
-        named.append(f"{facts.run.folder}:{arm.name}")
+        named.append(RunRef(str(facts.run.folder), arm.name))
     try:
-        contenders = compare.read_contenders(named)
-        return Facts(runs, comparison=compare.compare(contenders, seed=_seed(runs[0].run.settings or {})))
+        arms = compare.read_arms(named)
+        return Facts(runs, comparison=compare.compare(arms, seed=_seed(runs[0].run.settings or {})))
     except RGSDError as error:
         return Facts(runs, refusal=str(error))
 

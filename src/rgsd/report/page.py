@@ -21,12 +21,13 @@ import jinja2
 from markupsafe import Markup, escape
 
 from rgsd.errors import RunError
-from rgsd.evaluation import statistics
+from rgsd.evaluation.conclusions import Conclusion, conclude
+from rgsd.evaluation.samples import Sample
 from rgsd.redaction import redact_known
 from rgsd.report import charts
 from rgsd.report.charts import Series, number
-from rgsd.report.facts import MOST_GROUPS, TRAINING, Arm, Facts, RunFacts, cost_sentence, verdict
-from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED
+from rgsd.report.facts import MOST_GROUPS, Arm, Facts, RunFacts, cost_sentence, verdict
+from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED, TRAINING_KINDS
 
 COLOURS = 8
 """Colours of the style sheet, c0 to c7."""
@@ -69,7 +70,7 @@ def report_page(facts: Facts) -> str:
         curve_colours=[(r.label, _line_colour(i)) for i, r in enumerate(facts.runs)],
         cost_sentence=cost_sentence(facts.runs),
         lengths=_lengths(facts, colours),
-        n_responses=sum(len(a.rows) for a in every),
+        n_responses=sum(len(a.samples) for a in every),
         has_maps=any(r.maps for r in facts.runs),
         many=len(facts.runs) > 1,
     )
@@ -250,7 +251,7 @@ def _results(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[dict[
         low = steps[0] - (steps[1] - steps[0])
     tables = []
     for run in facts.runs:
-        is_training = run.kind in TRAINING
+        is_training = run.kind in TRAINING_KINDS
         rows = [
             {
                 "arm": a,
@@ -302,8 +303,8 @@ def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool)
 
 def _direction(gain: Mapping[str, Any] | None) -> str:
     """Which way the interval points, where it rests on enough prompts to point at all."""
-    directions = {statistics.Conclusion.BETTER: "up", statistics.Conclusion.WORSE: "down"}
-    return directions.get(statistics.conclude(gain), "flat")
+    directions = {Conclusion.BETTER: "up", Conclusion.WORSE: "down"}
+    return directions.get(conclude(gain), "flat")
 
 
 def _change_view(change: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,7 +407,7 @@ def _lengths(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[tuple
     groups = [
         (
             f"{r.label}: {a.name}" if many else a.name,
-            [row["n_tokens"] for row in a.rows if row.get("n_tokens") is not None],
+            [s.n_tokens for s in a.samples if s.n_tokens is not None],
             colours[(a.run, a.name)],
         )
         for r in facts.runs
@@ -422,16 +423,15 @@ def _payload(facts: Facts, arms: Sequence[Arm]) -> dict[str, Any]:
     """Prompts with their criteria and every arm's response, each text once."""
     prompts: dict[tuple[str, str], dict[str, Any]] = {}
     for k, arm in enumerate(arms):
-        for row in arm.rows:
-            question = row.get("question") or ""
+        for sample in arm.samples:
             entry = prompts.setdefault(
-                (row["example_id"], question),
-                {"id": row["example_id"], "q": question, "d": row.get("domain"), "c": [], "a": {}},
+                (sample.example_id, sample.question),
+                {"id": sample.example_id, "q": sample.question, "d": sample.domain or None, "c": [], "a": {}},
             )
-            criteria = [[v["criterion"], v["weight"]] for v in row["verdicts"]]
+            criteria = [[v.criterion, v.weight] for v in sample.verdicts]
             if not entry["c"]:
                 entry["c"] = criteria
-            entry["a"][k] = _response(arm, row, None if criteria == entry["c"] else criteria)
+            entry["a"][k] = _response(arm, sample, None if criteria == entry["c"] else criteria)
     many = len(facts.runs) > 1
     first = facts.runs[0]
     before, after = first.role(BASELINE), first.after
@@ -448,27 +448,26 @@ def _payload(facts: Facts, arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _response(arm: Arm, row: Mapping[str, Any], criteria: list[list[Any]] | None) -> dict[str, Any]:
-    text = statistics.text_of(row)
-    found: dict[str, Any] = {
-        "r": text,
-        "s": None if row["score"] is None else round(row["score"], 4),
-        "n": row.get("n_tokens"),
-        "v": [statistics.value_of(v) for v in row["verdicts"]],
+def _response(arm: Arm, sample: Sample, criteria: list[list[Any]] | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "r": sample.judged_text,
+        "s": None if sample.score is None else round(sample.score, 4),
+        "n": sample.n_tokens,
+        "v": [v.value for v in sample.verdicts],
     }
-    if row.get("judge") != "checks" and any(v.get("reason") for v in row["verdicts"]):
-        found["w"] = [v.get("reason") or "" for v in row["verdicts"]]
-    if row.get("is_truncated"):
-        found["t"] = 1
-    if row["example_id"] in arm.leaking:
-        found["l"] = 1
-    if row.get("problem"):
-        found["p"] = row["problem"]
-    if (row.get("response") or "") != text:
-        found["full"] = row.get("response")
+    if sample.judge != "checks" and any(v.reason for v in sample.verdicts):
+        entry["w"] = [v.reason for v in sample.verdicts]
+    if sample.is_truncated:
+        entry["t"] = 1
+    if sample.example_id in arm.leaking:
+        entry["l"] = 1
+    if sample.problem:
+        entry["p"] = sample.problem
+    if sample.response != sample.judged_text:
+        entry["full"] = sample.response
     if criteria is not None:
-        found["c"] = criteria
-    return found
+        entry["c"] = criteria
+    return entry
 
 
 def as_json(facts: Facts) -> dict[str, Any]:

@@ -22,9 +22,13 @@ from torch import Tensor
 
 from rgsd import data as rubric_data
 from rgsd import models
+from rgsd.data.config import DataConfig, load_by_id
 from rgsd.errors import ConfigError, DataError, RunError
-from rgsd.evaluation import evaluate
-from rgsd.evaluation.measure import MeasureConfig, Subject, examples_by_id, load, subject
+from rgsd.evaluation.config import MeasureConfig
+from rgsd.evaluation.evaluate import examples_by_id
+from rgsd.evaluation.policies import load_policy
+from rgsd.evaluation.responses import stored_references, stored_responses
+from rgsd.evaluation.run_ref import RunRef
 from rgsd.inference import Response, SamplingConfig, TransformersGenerator, replay
 from rgsd.progress import say
 from rgsd.prompts.messages import (
@@ -38,10 +42,9 @@ from rgsd.prompts.messages import (
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, Decoder, align, prompt_opens_thinking
 from rgsd.report.facts import TOKEN_MAPS
 from rgsd.rubrics import Example
-from rgsd.runs import BASELINE, RECORD, SPLIT, TRAINED, Run, hold, open_run
+from rgsd.runs import BASELINE, SPLIT, TRAINED, Run, hold, open_run
 from rgsd.settings import setting
 from rgsd.training.loss import DivergenceSpec, divergence
-from rgsd.workflows.train import DataConfig
 
 LOGIT_TOKENS = 128
 """Tokens whose distributions are compared at once."""
@@ -52,7 +55,7 @@ MOST_NEAR = 5
 class ExplainConfig:
     """What is explained. Where `unset` says the run's, a model that is no run takes the value in brackets."""
 
-    output: str = setting("explain.html", "The page, or a .json file for the numbers alone.", aliases=["-o"])
+    output: str = setting("explain.html", "The page. A name that ends in .json gets the numbers instead.")
     keep: bool = setting(False, "Of a run: keep the map in its folder too, where `rgsd report` finds it.")
     overwrite: bool = setting(False, "Replace an output that is there.")
     response: str | None = setting(None, "A text file with the response to explain. Unset: stored, else sampled.")
@@ -121,7 +124,7 @@ def explain(name: str, example_id: str | None, data: DataConfig, settings: Expla
     Raises:
         RGSDError: for a model, run, example, response or setting that cannot be used.
     """
-    one = subject(name)
+    one = RunRef.parse_policy(name)
     if one.privileged_context != "none":
         raise ConfigError(
             f"{name!r} names an privileged_context: say --privileged_context {one.privileged_context}, and "
@@ -131,21 +134,15 @@ def explain(name: str, example_id: str | None, data: DataConfig, settings: Expla
     if settings.keep and run is None:
         raise ConfigError(f"keep is set, but {one.source!r} is no run's folder, so there is nowhere to keep the map")
     resolved = resolve(settings, run)
-    if run is not None and data == DataConfig():
-        examples = examples_by_id(run)
-    else:
-        loaded = rubric_data.load(
-            data.data, schema=data.schema, split=data.data_split, skip_bad_rows=data.skip_bad_rows
-        )
-        examples = {e.id: e for e in loaded.examples}
+    examples = examples_by_id(run) if run is not None and data == DataConfig() else load_by_id(data)
     example = _chosen(example_id, examples, run)
     student_prompt, teacher_prompt = student_messages(example), _teacher(example, examples, resolved.prompt, run)
-    policy = "trained" if run and not one.is_base else "base" if run else Path(one.source).name
+    policy = one.policy
 
     measure = MeasureConfig(
         dtype=settings.dtype, model_revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
     )
-    model, tokenizer = load(one, measure)
+    model, tokenizer = load_policy(one, measure)
     student_ids, teacher_ids = (
         replay.prompt_ids(tokenizer, p, resolved.chat_template_kwargs) for p in (student_prompt, teacher_prompt)
     )
@@ -159,7 +156,7 @@ def explain(name: str, example_id: str | None, data: DataConfig, settings: Expla
     if policy == "trained":
         del model
         gc.collect()
-        model, _ = load(dataclasses.replace(one, is_base=True), measure)
+        model, _ = load_policy(dataclasses.replace(one, arm="base"), measure)
     teacher_NV = replay.logits(model, teacher_ids, read.ids, example.id).float().cpu()
     rows = token_rows(student_NV, teacher_NV, read.ids, read.in_loss, tokenizer, resolved.spec, settings.top_tokens)
     found = {
@@ -219,10 +216,8 @@ def resolve(settings: ExplainConfig, run: Run | None) -> Resolved:
     )
 
 
-def _run(one: Subject) -> Run | None:
+def _run(one: RunRef) -> Run | None:
     if not one.is_run:
-        if one.is_base:
-            raise RunError(f"{one.source} is no run's folder (it has no {RECORD}), so it has no `:base`")
         return None
     run = open_run(one.source)
     if not (run.settings or {}).get("model_name_or_path"):
@@ -269,7 +264,7 @@ def _teacher(
             and run.settings.get("self_written_references")
             and settings.privileged_context in SHOWS_REFERENCE
         ):
-            reference = evaluate.stored_references(run).get(example.id)
+            reference = stored_references(run).get(example.id)
             if reference is None:
                 raise DataError(
                     f"the run in {run.folder} has no self-written reference for example {example.id!r}, and its "
@@ -295,7 +290,7 @@ def _criteria(example: Example, settings: PromptSettings) -> list[dict[str, Any]
 
 
 def _response(
-    one: Subject,
+    one: RunRef,
     run: Run | None,
     example: Example,
     prompt: list[dict[str, str]],
@@ -316,9 +311,9 @@ def _response(
                 f"the response {settings.response!r} cannot be read ({error}): a UTF-8 text is wanted"
             ) from error
     arm = settings.arm or (run and run.arm_of(BASELINE if one.is_base else TRAINED)) or ""
-    stored = {} if run is None or settings.resample else evaluate.stored_responses(run, arm)
+    stored = {} if run is None or settings.resample else stored_responses(run, arm)
     if example.id in stored:
-        return stored[example.id], f"the run's stored response of `{arm}`"
+        return stored[example.id].response, f"the run's stored response of `{arm}`"
     if settings.arm:
         raise RunError(
             f"{one.source} has no stored response of arm {arm!r} to example {example.id!r}: leave out --arm to "

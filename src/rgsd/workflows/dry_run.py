@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from trl import get_peft_config
 
 from rgsd import models
+from rgsd.data.config import load_split
 from rgsd.errors import ConfigError, ModelError
 from rgsd.progress import say
 from rgsd.prompts.messages import training_rows
@@ -28,7 +29,7 @@ from rgsd.training.config import RGSDConfig
 from rgsd.training.launch import LaunchConfig, config_file
 from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows import costs
-from rgsd.workflows.train import Recipe, load_split
+from rgsd.workflows.train import Recipe
 
 LAYERS, HEAD_DIM = 2, 8
 MOST_RESPONSE = 16
@@ -84,7 +85,7 @@ def dry_run(recipe: Recipe, launch: LaunchConfig, *, device_gib: float = 74.5) -
         raise ConfigError("dry_run tries `rgsd train` out: GRPO and SFT have none yet")
     name = str(recipe.model.model_name_or_path)
     config = _config(name, recipe)
-    train_set = load_split(recipe.data, recipe.evaluation).train
+    train_set = load_split(recipe.data, holds_out=recipe.evaluation.evaluate).train
     tokenizer = _tokenizer(name, recipe, config)
     rows = training_rows(train_set, args.prompt_settings())
     longest = {

@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
 from transformers import TrainerCallback
 from trl import ModelConfig, get_peft_config
 
-from rgsd import data as rubric_data
 from rgsd import models
+from rgsd.data.config import DataConfig, load_split
 from rgsd.errors import ConfigError, RunError
-from rgsd.evaluation import evaluate, statistics
+from rgsd.evaluation.arms import evaluate_arm
+from rgsd.evaluation.config import EvalConfig
+from rgsd.evaluation.responses import references, set_aside_stale
+from rgsd.evaluation.samples import Sample
+from rgsd.evaluation.summaries import results
 from rgsd.inference import SamplingConfig, TransformersGenerator
-from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
+from rgsd.judges import Judge, JudgeConfig, build_judge, check_judgeable, try_out, unchecked
 from rgsd.models import adapters
 from rgsd.models.sharding import is_partitioned
 from rgsd.progress import Steps, say
-from rgsd.prompts.messages import SHOWS_REFERENCE, PromptSettings, student_messages, template_source, training_rows
+from rgsd.prompts.messages import SHOWS_REFERENCE, PromptSettings, teacher_prompts, template_source, training_rows
 from rgsd.prompts.thinking import prompt_opens_thinking
 from rgsd.redaction import without_credentials
 from rgsd.rubrics import Example, fingerprint
@@ -46,56 +48,12 @@ from rgsd.runs import (
     create_run,
     open_run,
 )
-from rgsd.settings import setting
 from rgsd.training.changes import PROCESSES, Change, changes, recorded
 from rgsd.training.checkpoints import agree, checkpoints, step_of, trim_lines
 from rgsd.training.config import RGSDConfig
 from rgsd.training.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.training.sft import RubricSFTConfig, RubricSFTTrainer, sample_conditioned
 from rgsd.training.trainer import RGSDTrainer
-
-
-@dataclass
-class DataConfig:
-    """Which prompts and rubrics, and how they are split."""
-
-    data: str = setting("bundled", "Rubric data: a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`.")
-    schema: str | None = setting(None, "The data's schema. Unset: recognised from the rows.")
-    data_split: str | None = setting(None, "Split of a hub dataset, e.g. `train`.")
-    skip_bad_rows: bool = setting(False, "Skip rows that cannot be used, and list them, rather than stop.")
-    held_out: float = setting(0.2, "Prompts kept for the evaluation: a share below 1, or a count.")
-    held_out_tags: list[str] | None = setting(
-        None,
-        "Keep as held-out the examples with one of these tags, instead of a seeded split (data with a fixed split).",
-    )
-    near_duplicates: str = setting(
-        "drop",
-        "With held_out_tags, training prompts that nearly repeat a held-out one: drop them from training, keep them, "
-        "or refuse to start. A seeded split never separates near-duplicates.",
-        choices=["drop", "keep", "refuse"],
-    )
-    split_seed: int = setting(0, "Seed of the split into training and held-out prompts.")
-    max_train_prompts: int | None = setting(
-        None, "Train on at most so many prompts, sampled by split_seed. Unset: all of them."
-    )
-
-
-@dataclass
-class EvalConfig:
-    """How the policy is measured before and after, and where results may be written."""
-
-    evaluate: bool = setting(True, "Measure base, base with rubric, and trained policy on the held-out prompts.")
-    eval_max_new_tokens: int | None = setting(None, "Longest evaluated response. Unset: max_completion_length.")
-    eval_generation_batch_size: int = setting(32, "Prompts generated at once in the evaluation.")
-    max_eval_prompts: int | None = setting(
-        None, "Evaluate on at most so many held-out prompts, sampled by split_seed. Unset: all of them."
-    )
-    self_written_references: bool = setting(
-        False,
-        "Let the base model write the reference responses beforehand, from the rubrics (privileged_context "
-        "reference, both).",
-    )
-    overwrite: bool = setting(False, "Replace a run that the output_dir already holds.")
 
 
 @dataclass(frozen=True)
@@ -151,7 +109,7 @@ def train(recipe: Recipe) -> Run:
     """
     started = time.time()
     args, data = recipe.training, recipe.data
-    sides = load_split(data, recipe.evaluation)
+    sides = load_split(data, holds_out=recipe.evaluation.evaluate, max_held_out=recipe.evaluation.max_eval_prompts)
     train_set, held_out = sides.train, sides.held_out
     run, changed = _open(recipe)
     main = args.process_index == 0
@@ -218,7 +176,7 @@ def _train(
     """Measure, train, save, measure again; `changed` is what a resumed run goes on with other values of."""
     args, trainer, settings = recipe.training, built.trainer, recipe.training.prompt_settings()
     main, tokenizer = args.process_index == 0, trainer.processing_class
-    arms: dict[str, list[dict[str, Any]]] = {}
+    arms: dict[str, list[Sample]] = {}
     if measured and main:
         say(f"Before training, on {len(held_out)} held-out prompts")
         # A new adapter adds nothing: before its first step, the policy that GRPO and SFT train is the base.
@@ -248,7 +206,7 @@ def _train(
         arms["trained"] = _arm("trained", weights, trained, tokenizer, held_out, recipe, run, judge)
         run.write(RESULTS, results(arms, run, args.seed, judge=judge.name))
     else:
-        evaluate.set_aside_stale(run, "trained", {})
+        set_aside_stale(run, "trained", {})
 
 
 def _build(
@@ -338,7 +296,7 @@ def _grpo_trainer(
     recipe: Recipe, run: Run, model: Any, tokenizer: Any, train_set: Sequence[Example], judge: Judge, common: Any
 ) -> Any:
     args: Any = recipe.training
-    _check_judgeable(train_set, recipe.judge)
+    check_judgeable(train_set, recipe.judge)
     rows = grpo_rows(train_set)
     ids = tokenizer.apply_chat_template(
         rows[0]["prompt"], add_generation_prompt=True, return_dict=False, **(args.chat_template_kwargs or {})
@@ -381,108 +339,6 @@ def _sft_trainer(
         facts = {name: getattr(found, name) for name in ("n_sampled", "n_tokens", "n_truncated", "n_leaking")}
         run.note(conditioned_responses={**facts, "seconds": round(time.time() - started, 2)})
     return RubricSFTTrainer(model, args=args, train_dataset=Dataset.from_list(found.rows), **common)
-
-
-@dataclass(frozen=True)
-class Sides:
-    """What a run trains on and is measured on.
-
-    Args:
-        train: the training examples.
-        held_out: the held-out examples, of which no near-duplicate is in `train` unless `near_duplicates` is "keep".
-        near_duplicates: what was found and done, for run.json: groups, prompts, dropped ids, first groups.
-    """
-
-    train: list[Example]
-    held_out: list[Example]
-    near_duplicates: dict[str, Any] = field(default_factory=dict)
-
-
-def load_split(data: DataConfig, evaluation: EvalConfig | None = None) -> Sides:
-    """The training and the held-out examples, disjoint by prompt and near-duplicates; says what was dropped.
-
-    Raises:
-        ConfigError: when `held_out_tags` leave a side empty, or `near_duplicates` is "refuse" and there are some.
-        DataError: when the data cannot be read or split.
-    """
-    if data.near_duplicates not in ("drop", "keep", "refuse"):
-        raise ConfigError(f"got near_duplicates={data.near_duplicates!r}, wanted drop, keep or refuse")
-    loaded = rubric_data.load(data.data, schema=data.schema, split=data.data_split, skip_bad_rows=data.skip_bad_rows)
-    if loaded.problems:
-        say(f"Skipped {len(loaded.problems)} bad rows:")
-        for problem in loaded.problems:
-            say(f"  {problem}")
-    unique = rubric_data.deduplicate(loaded.examples)
-    if unique.dropped:
-        say(f"Dropped {len(unique.dropped)} examples whose prompt had been seen")
-    evaluation = evaluation or EvalConfig()
-    if data.held_out == 0 and not evaluation.evaluate:
-        return Sides(rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), [])
-    sides = _split_by_tags(unique.examples, data) if data.held_out_tags else _seeded_split(unique.examples, data)
-    n_train, n_held_out = len(sides.train), len(sides.held_out)
-    say(f"Data: {data.data} ({loaded.schema}), {n_train} training and {n_held_out} held-out prompts")
-    return dataclasses.replace(
-        sides,
-        train=rubric_data.subset(sides.train, data.max_train_prompts, data.split_seed),
-        held_out=rubric_data.subset(sides.held_out, evaluation.max_eval_prompts, data.split_seed),
-    )
-
-
-def _seeded_split(examples: Sequence[Example], data: DataConfig) -> Sides:
-    share = data.held_out
-    parts = rubric_data.split(examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
-    if parts.groups:
-        say(f"Near-duplicates: {_groups_in_words(parts.groups)}; each group is on one side of the split")
-    asked = round(share * len(examples)) if share < 1 else int(share)
-    if len(parts.held_out) < asked:
-        say(f"Held out {len(parts.held_out)} prompts, not {asked}: no group of near-duplicates fits the rest")
-    return Sides(list(parts.train), list(parts.held_out), _near_duplicate_facts(parts.groups, "grouped"))
-
-
-def _split_by_tags(examples: Sequence[Example], data: DataConfig) -> Sides:
-    tags = set(data.held_out_tags or ())
-    held_out = [e for e in examples if tags & set(e.tags)]
-    train_set = [e for e in examples if not tags & set(e.tags)]
-    leaks = rubric_data.leaks(train_set, held_out)
-    if leaks.groups:
-        found = f"{len(leaks.train)} training prompts nearly repeat held-out ones: {_groups_in_words(leaks.groups)}"
-        if data.near_duplicates == "refuse":
-            raise ConfigError(f"{found}. Remove them from the data, or set near_duplicates to drop or keep")
-        done = "dropped from training" if data.near_duplicates == "drop" else "kept: held-out scores include them"
-        say(f"Near-duplicates: {found}; {done}")
-    dropped = {e.id for e in leaks.train} if data.near_duplicates == "drop" else set()
-    kept = [e for e in train_set if e.id not in dropped]
-    if not held_out or not kept:
-        known = sorted({t for e in examples for t in e.tags})
-        but = f", after {len(dropped)} near-duplicates of held-out ones were dropped" if dropped else ""
-        raise ConfigError(
-            f"held_out_tags {sorted(tags)} leave {len(kept)} training and {len(held_out)} held-out prompts{but}: "
-            f"some of each are wanted. The data's tags are {known[:20]}"
-        )
-    facts = _near_duplicate_facts(leaks.groups, data.near_duplicates)
-    return Sides(kept, held_out, facts | {"dropped": [e.id for e in leaks.train if e.id in dropped]})
-
-
-_LISTED_GROUPS = 3
-
-
-def _groups_in_words(groups: Sequence[rubric_data.NearDuplicates]) -> str:
-    prompts = sum(len(group.examples) for group in groups)
-    first = "; ".join(
-        f"{' ~ '.join(e.id for e in group.examples[:4])}{' ~ ...' if len(group.examples) > 4 else ''} "
-        f"({', '.join(group.why)})"
-        for group in groups[:_LISTED_GROUPS]
-    )
-    return f"{len(groups)} groups of {prompts} prompts, e.g. {first}"
-
-
-def _near_duplicate_facts(groups: Sequence[rubric_data.NearDuplicates], rule: str) -> dict[str, Any]:
-    return {
-        "rule": rule,
-        "groups": len(groups),
-        "prompts": sum(len(group.examples) for group in groups),
-        "first": [{"ids": [e.id for e in g.examples[:10]], "why": list(g.why)} for g in groups[:10]],
-    }
 
 
 def _open(recipe: Recipe) -> tuple[Run, list[Change]]:
@@ -584,27 +440,14 @@ def _self_written(
     batch_size = recipe.evaluation.eval_generation_batch_size
     generator = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size, weights=weights)
     main = recipe.training.process_index == 0
-    return evaluate.references(run, examples, generator, think_tags=tags, keep=main)
+    return references(run, examples, generator, think_tags=tags, keep=main)
 
 
 def _judgeable(held_out: Sequence[Example], judge: JudgeConfig) -> bool:
-    unchecked = sum(not e.rubric.is_checkable for e in held_out)
-    if unchecked and judge.needs_checks:
-        say(
-            f"No evaluation: {unchecked} of {len(held_out)} held-out rubrics have criteria without a programmatic "
-            "check. Name an LLM judge (--judge), or measure the run later with `rgsd eval`"
-        )
+    if problem := unchecked(held_out, judge):
+        say(f"No evaluation: {problem}. Name an LLM judge (--judge), or measure the run later with `rgsd eval`")
         return False
     return bool(held_out)
-
-
-def _check_judgeable(examples: Sequence[Example], judge: JudgeConfig) -> None:
-    unchecked = sum(not e.rubric.is_checkable for e in examples)
-    if unchecked and judge.needs_checks:
-        raise ConfigError(
-            f"{unchecked} of {len(examples)} training rubrics have criteria without a programmatic check, and GRPO's "
-            "reward needs every verdict: name an LLM judge, e.g. --judge openai/gpt-5.4"
-        )
 
 
 def _arm(
@@ -618,12 +461,9 @@ def _arm(
     judge: Judge,
     settings: PromptSettings | None = None,
     references: dict[str, str] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Sample]:
     """Generate, judge and store one arm; with settings, the model is shown what the teacher is shown."""
-    if settings is None:
-        prompts = [student_messages(e) for e in examples]
-    else:
-        prompts = [row["teacher_prompt"] for row in training_rows(examples, settings, references)]
+    prompts = teacher_prompts(examples, settings or PromptSettings(privileged_context="none"), references)
     tags = (recipe.training.think_open_tag, recipe.training.think_close_tag)
     template: Any = recipe.training.chat_template_kwargs or {}
     sampling = SamplingConfig(
@@ -633,7 +473,7 @@ def _arm(
     )
     batch_size = recipe.evaluation.eval_generation_batch_size
     generator = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size, weights=weights)
-    return evaluate.measure(run, arm, examples, prompts, generator, judge, think_tags=tags)
+    return evaluate_arm(run, arm, examples, prompts, generator, judge, think_tags=tags)
 
 
 def _rollouts_per_step(trainer: Any) -> int:
@@ -659,98 +499,6 @@ def _save(trainer: Any, tokenizer: Any, run: Run) -> Any:
             model.save_pretrained(str(run.folder / ADAPTER), state_dict=state)
         tokenizer.save_pretrained(run.folder / ADAPTER)
     return None if is_sharded else adapters.policy(model)
-
-
-def results(
-    arms: dict[str, list[dict[str, Any]]], run: Run, seed: int, *, judge: str, baseline: str = "base"
-) -> dict[str, Any]:
-    """The table of a run: an arm a row, and the paired differences to the baseline, with provenance."""
-    keys = ("commit", "dirty", "train_fingerprint", "held_out_fingerprint", "model_fingerprint", "command")
-    differences = {}
-    for arm, rows in arms.items():
-        found = None if arm == baseline else statistics.paired_difference(arms[baseline], rows, seed=seed)
-        if found is not None:
-            differences[f"{arm} - {baseline}"] = dataclasses.asdict(found)
-    roles = run.roles
-    return {
-        "kind": run.meta.get("kind"),
-        "arms": [statistics.summarise(rows, seed=seed) | {"role": roles.get(arm)} for arm, rows in arms.items()],
-        "differences": differences,
-        "baseline": baseline,
-        "met_by_tag": {arm: statistics.met_by_tag(rows) for arm, rows in arms.items()},
-        "judge": judge,
-        "seed": seed,
-        "provenance": {k: run.meta.get(k) for k in keys},
-    }
-
-
-def show_results(table: dict[str, Any]) -> None:
-    """Print a run's table, and what it says in plain words."""
-    baseline = table.get("baseline", "base")
-    view = Table(title="Rubric satisfaction (95 % interval over prompts)")
-    for column in (
-        "policy",
-        "score",
-        "95 % interval",
-        f"minus {baseline}",
-        "95 % interval",
-        "prompts",
-        "coverage",
-        "mean tokens",
-    ):
-        view.add_column(column, justify="left" if column == "policy" else "right")
-    for arm in table["arms"]:
-        score = arm["score"]
-        gain = table["differences"].get(f"{arm['arm']} - {baseline}")
-        view.add_row(
-            arm["arm"],
-            f"{score['mean']:.3f}" if score else "unscored",
-            f"{score['low']:.3f} to {score['high']:.3f}" if score else "",
-            f"{gain['mean']:+.3f}" if gain else "",
-            f"{gain['low']:+.3f} to {gain['high']:+.3f}" if gain else "",
-            str(arm["n_prompts"]),
-            f"{100 * arm['coverage']:.0f} %",
-            f"{arm['mean_tokens']:.0f}",
-        )
-    Console(width=110).print(view)
-    _show_parts(table)
-    trained = next((a["arm"] for a in table["arms"] if a.get("role") == TRAINED), None)
-    gain = table["differences"].get(f"{trained} - {baseline}") if table.get("kind") in TRAINING_KINDS else None
-    if gain is not None:
-        say(statistics.verdict_sentence(str(trained), baseline, gain))
-
-
-TRAINING_KINDS = ("rgsd", "grpo", "sft")
-"""Kinds of runs that train, in run.json."""
-MOST_PARTS = 16
-"""Lines of the table of parts; all of them are in results.json."""
-
-
-def _show_parts(table: dict[str, Any]) -> None:
-    """Score by axis (or criterion tag) and by domain, where there are several; and what the judge cost."""
-    arms = table["arms"]
-    for key, title in (("by_criterion_tag", "criterion tag"), ("by_domain", "domain")):
-        parts = {name for arm in arms for name in arm[key]}
-        axes = sorted(n for n in parts if n.startswith("axis:")) if key == "by_criterion_tag" else []
-        names = axes or sorted(parts)
-        if len(names) < 2:
-            continue
-        view = Table(title=f"Score by {'axis' if axes else title}")
-        view.add_column("axis" if axes else title)
-        for arm in arms:
-            view.add_column(arm["arm"], justify="right")
-        for name in names[:MOST_PARTS]:
-            scores = [arm[key].get(name, {}).get("score") for arm in arms]
-            view.add_row(name.removeprefix("axis:"), *(f"{s['mean']:.3f}" if s else "" for s in scores))
-        Console(width=110).print(view)
-        if len(names) > MOST_PARTS:
-            say(f"{len(names) - MOST_PARTS} more in {RESULTS}.")
-    calls = sum(arm["usage"].get("calls", 0) for arm in arms)
-    cached = sum(arm["usage"].get("cached", 0) for arm in arms)
-    if calls or cached:
-        prices = [arm["usage"].get("price") for arm in arms]
-        price = "price unknown" if any(p is None for p in prices) else f"{sum(prices):.4f} dollars"
-        say(f"Judge: {table['judge']}, {calls} calls, {cached} replies from the cache, {price}.")
 
 
 class _Log(TrainerCallback):
@@ -789,4 +537,4 @@ def _plain_progress(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-__all__ = ["DataConfig", "EvalConfig", "Recipe", "load_split", "results", "show_results", "train"]
+__all__ = ["Recipe", "train"]

@@ -120,7 +120,7 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
     Args:
         training: a `trl.SFTConfig`.
         model_config: a `trl.ModelConfig`.
-        data: a `rgsd.workflows.train.DataConfig`; its held-out examples are not used.
+        data: a `rgsd.data.config.DataConfig`; its held-out examples are not used.
         settings: how the pairs are made.
 
     Raises:
@@ -130,10 +130,10 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
     from trl import SFTTrainer, get_peft_config
 
     from rgsd import models
+    from rgsd.data.config import load_split
     from rgsd.models.adapters import saved_without_the_hub
-    from rgsd.workflows.train import EvalConfig, load_split
 
-    train_set = load_split(data, EvalConfig()).train
+    train_set = load_split(data).train
     rows = pairs(
         train_set,
         PromptSettings(template=settings.template),

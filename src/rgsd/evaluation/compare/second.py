@@ -1,92 +1,122 @@
-"""A second opinion: the same responses under another judge, and whether it comes to the same."""
+"""A second opinion: the same responses under another judge, and whether the result survives it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rgsd import data as datasets
+from rgsd import data as rubric_data
 from rgsd.errors import ConfigError, DataError, JudgeError, RunError
-from rgsd.evaluation import statistics
+from rgsd.evaluation.arms import judged_fields
+from rgsd.evaluation.compare.arms import choose_judge, common_judges, shared_prompts
 from rgsd.evaluation.compare.changes import by_criterion
-from rgsd.evaluation.compare.runs import Contender, Row, choose_judge, judges_of_all, shared_prompts
-from rgsd.evaluation.evaluate import judged_fields
-from rgsd.evaluation.statistics import agreement, interval
-from rgsd.judges import Judge, Judgement
+from rgsd.evaluation.conclusions import conclude
+from rgsd.evaluation.run_ref import EvalArm
+from rgsd.evaluation.samples import Sample, append_sample
+from rgsd.evaluation.statistics import Agreement, agreement, interval
+from rgsd.evaluation.summaries import paired_difference, usage_totals
+from rgsd.judges import Judge, JudgeConfig, Judgement
 from rgsd.progress import counting, say
 from rgsd.rubrics import Example
 from rgsd.runs import SAMPLES, hold
 
 
-def second_opinion(
-    contenders: Sequence[Contender], judge: str, other: str, ids: Sequence[str], *, seed: int = 0
-) -> dict[str, Any]:
-    """What another judge says of the same responses, and whether the ranking survives it.
+@dataclass(frozen=True, slots=True)
+class SecondJudge:
+    """A judge that judges stored responses before they are compared.
 
-    Agreement is over every criterion of every contender that both judges scored, the first judge as the reference.
-    Scores, differences and rankings are over the prompts that both judges scored for all contenders.
+    Args:
+        config: Its settings.
+        data, schema: Rubric data, if the data is no longer where the run says.
+        build: Makes the judge; None: `rgsd.judges.build_judge`.
     """
-    firsts = [{i: c.by_judge[judge][i] for i in ids} for c in contenders]
+
+    config: JudgeConfig
+    data: str | None = None
+    schema: str | None = None
+    build: Callable[[JudgeConfig], Judge] | None = None
+
+
+# --- What a second judge says ---------------------------------------------------------------------------------------
+
+
+def second_opinion(
+    arms: Sequence[EvalArm], judge: str, other: str, ids: Sequence[str], *, seed: int = 0
+) -> dict[str, Any]:
+    """What another judge says of the same responses, and whether the ranking survives.
+
+    Agreement covers every criterion of every arm that both judges scored, with the first judge as the reference.
+    Scores, differences and rankings cover the prompts that both judges scored for all arms.
+    """
+    firsts = [{i: a.by_judge[judge][i] for i in ids} for a in arms]
     seconds, n_other_text = [], 0
-    for c, first in zip(contenders, firsts, strict=True):
-        rows = {i: c.by_judge[other][i] for i in ids if i in c.by_judge[other]}
-        same = {i: r for i, r in rows.items() if statistics.text_of(r) == statistics.text_of(first[i])}
-        n_other_text += len(rows) - len(same)
+    for arm, first in zip(arms, firsts, strict=True):
+        samples = {i: arm.by_judge[other][i] for i in ids if i in arm.by_judge[other]}
+        same = {i: s for i, s in samples.items() if s.judged_text == first[i].judged_text}
+        n_other_text += len(samples) - len(same)
         seconds.append(same)
     pairs = [_verdict_pairs(a, b) for a, b in zip(firsts, seconds, strict=True)]
+    every_pair = [pair for part in pairs for pair in part]
     both = [
         i
         for i in ids
         if all(
-            a[i]["score"] is not None and i in b and b[i]["score"] is not None
-            for a, b in zip(firsts, seconds, strict=True)
+            a[i].score is not None and i in b and b[i].score is not None for a, b in zip(firsts, seconds, strict=True)
         )
     ]
-    found: dict[str, Any] = {
+    labels = [a.label for a in arms]
+    opinion: dict[str, Any] = {
         "judge": other,
         "n_prompts": len(both),
         "n_other_response": n_other_text,
-        "agreement": asdict(_agreement([p for part in pairs for p in part], seed)),
-        "agreement_by_run": {
-            c.label: asdict(_agreement(part, seed)) for c, part in zip(contenders, pairs, strict=True)
-        },
-        "met_share": _met_share([p for part in pairs for p in part]),
-        "usage": statistics.usage_totals([r for rows in seconds for r in rows.values()]),
+        "agreement": asdict(_agreement(every_pair, seed)),
+        "agreement_by_run": {label: asdict(_agreement(part, seed)) for label, part in zip(labels, pairs, strict=True)},
+        "met_share": _met_share(every_pair),
+        "usage": usage_totals([s for samples in seconds for s in samples.values()]),
     }
     if not both:
-        return found | {"scores": {}, "differences": [], "rankings": None, "is_ranking_kept": None}
-    scores = {
-        name: [interval([rows[i]["score"] for i in both], scoring=rows[both[0]]["scoring"], seed=seed) for rows in side]
-        for name, side in ((judge, firsts), (other, seconds))
+        return opinion | {"scores": {}, "differences": [], "rankings": None, "is_ranking_kept": None}
+    scored = {
+        name: [[samples[i] for i in both] for samples in side] for name, side in ((judge, firsts), (other, seconds))
     }
-    labels = [c.label for c in contenders]
+    return opinion | _rankings(labels, scored, judge, other, seed)
+
+
+Scored = Mapping[str, Sequence[Sequence[Sample]]]
+"""Judge -> each arm's samples of the same prompts."""
+
+
+def _rankings(labels: Sequence[str], scored: Scored, judge: str, other: str, seed: int) -> dict[str, Any]:
+    scores = {
+        name: [
+            interval([s.score for s in own if s.score is not None], scoring=own[0].scoring, seed=seed) for own in arms
+        ]
+        for name, arms in scored.items()
+    }
     rankings = {
         name: [labels[k] for k in np.argsort([-v.mean for v in values], kind="stable")]
         for name, values in scores.items()
     }
     differences = []
     for k, label in enumerate(labels[1:], 1):
-        one, two = (
-            statistics.paired_difference([side[0][i] for i in both], [side[k][i] for i in both], seed=seed)
-            for side in (firsts, seconds)
-        )
-        assert one is not None
-        assert two is not None
+        first, second = (paired_difference(arms[0], arms[k], seed=seed) for arms in (scored[judge], scored[other]))
+        assert first is not None
+        assert second is not None
         differences.append(
             {
                 "run": label,
                 "against": labels[0],
-                "first": asdict(one),
-                "second": asdict(two),
-                "is_sign_kept": (one.mean > 0) == (two.mean > 0) and (one.mean < 0) == (two.mean < 0),
-                "conclusion_first": str(statistics.conclude(one)),
-                "conclusion_second": str(statistics.conclude(two)),
+                "first": asdict(first),
+                "second": asdict(second),
+                "is_sign_kept": bool(np.sign(first.mean) == np.sign(second.mean)),
+                "conclusion_first": str(conclude(first)),
+                "conclusion_second": str(conclude(second)),
             }
         )
-    return found | {
+    return {
         "scores": {name: dict(zip(labels, map(asdict, values), strict=True)) for name, values in scores.items()},
         "differences": differences,
         "rankings": rankings,
@@ -94,110 +124,113 @@ def second_opinion(
     }
 
 
-VerdictPair = tuple[str, bool, bool]
-"""Prompt, what the first judge says, what the second says."""
+@dataclass(frozen=True, slots=True)
+class _VerdictPair:
+    """What two judges say of one criterion of a prompt's response."""
+
+    prompt: str
+    first: bool
+    second: bool
 
 
-def _verdict_pairs(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[VerdictPair]:
-    found = []
-    for i, row in second.items():
-        others = by_criterion(row)
-        for key, entry in by_criterion(first[i]).items():
-            one = statistics.is_met(entry)
-            two = statistics.is_met(others[key]) if key in others else None
-            if one is not None and two is not None:
-                found.append((i, one, two))
-    return found
+def _verdict_pairs(first: Mapping[str, Sample], second: Mapping[str, Sample]) -> list[_VerdictPair]:
+    pairs = []
+    for i, sample in second.items():
+        others = by_criterion(sample)
+        for key, verdict in by_criterion(first[i]).items():
+            other = others[key].is_met if key in others else None
+            if verdict.is_met is not None and other is not None:
+                pairs.append(_VerdictPair(i, verdict.is_met, other))
+    return pairs
 
 
-def _agreement(pairs: Sequence[VerdictPair], seed: int) -> statistics.Agreement:
-    return agreement([p[1] for p in pairs], [p[2] for p in pairs], [p[0] for p in pairs], seed=seed)
+def _agreement(pairs: Sequence[_VerdictPair], seed: int) -> Agreement:
+    return agreement([p.first for p in pairs], [p.second for p in pairs], [p.prompt for p in pairs], seed=seed)
 
 
-def _met_share(pairs: Sequence[VerdictPair]) -> dict[str, float] | None:
+def _met_share(pairs: Sequence[_VerdictPair]) -> dict[str, float] | None:
     if not pairs:
         return None
-    return {"first": sum(p[1] for p in pairs) / len(pairs), "second": sum(p[2] for p in pairs) / len(pairs)}
+    return {"first": sum(p.first for p in pairs) / len(pairs), "second": sum(p.second for p in pairs) / len(pairs)}
 
 
-def load_examples(contender: Contender, data: str | None = None, schema: str | None = None) -> dict[str, Example]:
-    """The examples of a run's data by id, from where its settings say or from `data`.
+# --- Judging stored responses ---------------------------------------------------------------------------------------
+
+
+def load_examples(arm: EvalArm, data: str | None = None, schema: str | None = None) -> dict[str, Example]:
+    """The examples of a run's data by id, from the place in its settings or from `data`.
 
     Raises:
-        RunError: when its settings do not say.
-        DataError: when the data cannot be read.
+        RunError: If its settings do not name the data.
+        DataError: If the data cannot be read.
     """
-    settings = contender.run.settings or {}
+    settings = arm.run.settings
     source = data or settings.get("data")
     if not source:
-        raise RunError(f"the settings of {contender.run.folder} name no data: say where its rubrics are with --data")
+        raise RunError(f"the settings of {arm.run.folder} name no data: pass its rubric data with --data")
     if data is None:
         schema = settings.get("schema")
-    loaded = datasets.load(source, schema=schema, split=settings.get("data_split"), skip_bad_rows=True)
+    loaded = rubric_data.load(source, schema=schema, split=settings.get("data_split"), skip_bad_rows=True)
     return {e.id: e for e in loaded.examples}
 
 
 def rejudge(
-    rows: Sequence[Row],
+    samples: Sequence[Sample],
     examples: Mapping[str, Example],
     judge: Judge,
-    done: Callable[[dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """The same responses under another judge.
+    done: Callable[[Sample], None] | None = None,
+) -> list[Sample]:
+    """Judge the responses of samples again.
 
     Args:
-        rows: of any judge.
-        examples: their examples by id.
-        judge: who judges now.
-        done: called with each new row as soon as it is there, in any order.
+        samples: Samples of any judge.
+        examples: Their examples by id.
+        judge: The new judge.
+        done: Called with each new sample on arrival, in any order.
 
     Returns:
-        one new row a row, in their order.
+        One new sample per sample, in their order.
 
     Raises:
-        DataError: when an example is missing, or is another one than the row's.
-        JudgeError: when the judge cannot go on; what was judged has been passed to `done`.
+        DataError: If an example is missing, or differs from the sample's.
+        JudgeError: If the judge cannot continue. `done` has received what was judged.
     """
-    tasks = [(_example_of(row, examples), statistics.text_of(row)) for row in rows]
-    found: list[dict[str, Any] | None] = [None] * len(rows)
-    with counting(f"{judge.name}: judgements", len(rows)) as counter:
+    chosen = [_example_of(sample, examples) for sample in samples]
+    judged: dict[int, Sample] = {}
+    with counting(f"{judge.name}: judgements", len(samples)) as counter:
 
-        def keep(i: int, judgement: Judgement) -> None:
-            row = _judged_row(rows[i], tasks[i][0], judge, judgement)
-            found[i] = row
+        def store(i: int, judgement: Judgement) -> None:
+            fields = judged_fields(chosen[i], samples[i].judged_text, judge, judgement)
+            judged[i] = replace(samples[i], **fields)
             if done is not None:
-                done(row)
+                done(judged[i])
             counter.advance()
 
-        judge.judge_all(tasks, done=keep)
-    return [row for row in found if row is not None]
+        judge.judge_all([(e, s.judged_text) for e, s in zip(chosen, samples, strict=True)], done=store)
+    return [judged[i] for i in sorted(judged)]
 
 
-def _example_of(row: Row, examples: Mapping[str, Example]) -> Example:
-    example = examples.get(row["example_id"])
-    wanted = "the data that the run was measured on: name it with --data"
+def _example_of(sample: Sample, examples: Mapping[str, Example]) -> Example:
+    example = examples.get(sample.example_id)
+    remedy = "pass the data that the run was measured on with --data"
     if example is None:
-        raise DataError(f"example {row['example_id']!r} is not among the {len(examples)} of the data, wanted {wanted}")
-    texts = [v["criterion"] for v in row["verdicts"]]
-    if [c.text for c in example.rubric] != texts or example.messages[-1]["content"] != row.get("question"):
         raise DataError(
-            f"example {row['example_id']!r} has another prompt or rubric than the run's row, wanted {wanted}"
+            f"example {sample.example_id!r} is not among the {len(examples)} examples of the data: {remedy}"
         )
+    criteria = [v.criterion for v in sample.verdicts]
+    if [c.text for c in example.rubric] != criteria or example.messages[-1]["content"] != sample.question:
+        raise DataError(f"example {sample.example_id!r} has another prompt or rubric than the run's sample: {remedy}")
     return example
-
-
-def _judged_row(row: Row, example: Example, judge: Judge, judgement: Judgement) -> dict[str, Any]:
-    return {**row, **judged_fields(example, statistics.text_of(row), judge, judgement)}
 
 
 @dataclass(frozen=True, slots=True)
 class SecondPlan:
-    """What a judge that comes later is to judge, and what it is then.
+    """What a new judge is to judge, and its part in the comparison.
 
     Args:
-        by: the judge that is compared by, once it has judged.
-        judge2: itself, where it is the second judge; nothing where it is the only one that judged all.
-        ids: the examples that it judges; None: all.
+        by: The judge to compare by, once it has judged.
+        judge2: The new judge, if it is the second one; empty if it is the only judge of all arms.
+        ids: The examples to judge; None: all.
     """
 
     by: str
@@ -205,63 +238,61 @@ class SecondPlan:
     ids: list[str] | None
 
 
-def plan_second(contenders: Sequence[Contender], name: str, by: str | None = None) -> SecondPlan:
-    """A second opinion on the prompts that are compared; where no judge judged all the contenders, the only one.
+def plan_second(arms: Sequence[EvalArm], name: str, by: str | None = None) -> SecondPlan:
+    """A second opinion on the compared prompts; or the first opinion, if no judge judged all arms.
 
     Raises:
-        ConfigError: when the judge is the one that is compared by.
-        RunError: when there is nothing to compare.
+        ConfigError: If the judge is the one to compare by.
+        RunError: If there is nothing to compare.
     """
-    others = [j for j in judges_of_all(contenders) if j != name]
-    is_first_everywhere = all(next(iter(c.by_judge)) == name for c in contenders)
+    others = [j for j in common_judges(arms) if j != name]
+    is_first_everywhere = all(next(iter(a.by_judge)) == name for a in arms)
     if by == name or is_first_everywhere:
         raise ConfigError(
-            f"judge is {name!r}, which gave the verdicts that are compared: name another one, or compare by "
-            "another with --by"
+            f"second_judge is {name!r}, whose verdicts are compared: name another judge, or compare by another one "
+            "with --by"
         )
     if not others and by is None:
         return SecondPlan(by=name, judge2=[], ids=None)
-    judge = choose_judge(contenders, by or others[0])
-    return SecondPlan(by=judge, judge2=[name], ids=shared_prompts(contenders, judge).ids)
+    judge = choose_judge(arms, by or others[0])
+    return SecondPlan(by=judge, judge2=[name], ids=shared_prompts(arms, judge).ids)
 
 
-def unjudged(contender: Contender, name: str, ids: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of a contender, by the judge that came first, whose responses this judge has not judged completely.
+def unjudged(arm: EvalArm, judge: str, ids: Sequence[str] | None = None) -> list[Sample]:
+    """The samples, by the arm's first judge, whose responses a judge has not fully judged.
 
     Args:
-        contender: with its rows.
-        name: the judge's.
-        ids: look at these examples alone; None: all.
+        arm: The arm.
+        judge: The judge's name.
+        ids: Only these examples; None: all.
     """
-    kept = {i for i, row in contender.by_judge.get(name, {}).items() if not row.get("problem")}
-    rows = {i: row for judged in reversed(contender.by_judge.values()) for i, row in judged.items()}
-    return [rows[i] for i in (rows if ids is None else ids) if i in rows and i not in kept]
+    complete = {i for i, s in arm.by_judge.get(judge, {}).items() if not s.problem}
+    samples = {i: s for judged in reversed(arm.by_judge.values()) for i, s in judged.items()}
+    return [samples[i] for i in (samples if ids is None else ids) if i in samples and i not in complete]
 
 
-def judge_again(
-    contender: Contender, judge: Judge, examples: Mapping[str, Example], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Have a judge judge stored responses; its rows go to the run, one by one, and to the contender's `by_judge`.
+def judge_again(arm: EvalArm, judge: Judge, examples: Mapping[str, Example], samples: Sequence[Sample]) -> None:
+    """Let a judge judge stored responses. The run and the arm's `by_judge` get its samples, one by one.
 
     Args:
-        contender: whose responses they are.
-        judge: who judges now.
-        examples: by id.
-        rows: as `unjudged` gives them.
+        arm: The arm.
+        judge: The new judge.
+        examples: The examples by id.
+        samples: What `unjudged` returns.
 
     Raises:
-        DataError, JudgeError: as `rejudge`.
-        RunError: when another process writes to the run.
+        DataError, JudgeError: As `rejudge`.
+        RunError: If another process writes to the run.
     """
-    hold(contender.run.folder)
-    target = contender.by_judge.setdefault(judge.name, {})
+    hold(arm.run.folder)
+    target = arm.by_judge.setdefault(judge.name, {})
 
-    def keep(row: dict[str, Any]) -> None:
-        contender.run.append(SAMPLES, [row])
-        target[row["example_id"]] = row
+    def store(sample: Sample) -> None:
+        append_sample(arm.run, sample)
+        target[sample.example_id] = sample
 
     try:
-        rejudge(rows, examples, judge, done=keep)
+        rejudge(samples, examples, judge, done=store)
     except (JudgeError, KeyboardInterrupt):
-        say(f"What was judged is in {contender.run.folder / SAMPLES}; the same command goes on from there.")
+        say(f"What was judged is in {arm.run.folder / SAMPLES}; the same command continues from there.")
         raise

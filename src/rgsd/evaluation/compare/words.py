@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rgsd.evaluation.statistics import Conclusion, conclude, is_shown, points, verdict_sentence, words_of
+from rgsd.evaluation.conclusions import Conclusion, conclude, describe, is_shown, points, verdict_sentence
+from rgsd.evaluation.summaries import score_cells, tokens_cell
 from rgsd.progress import say
 
 MOST_GROUPS = 8
@@ -81,7 +82,7 @@ def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> li
     kappa, f1 = found["kappa"], found["balanced_f1"]
     said = [
         f"Second judge {second['judge']}: the same verdict on {100 * found['raw']['value']:.1f} % of {found['n']:,} "
-        f"criteria; Cohen's kappa {words_of(kappa)}, balanced F1 {words_of(f1)}. It says met in "
+        f"criteria; Cohen's kappa {describe(kappa)}, balanced F1 {describe(f1)}. It says met in "
         f"{100 * second['met_share']['second']:.1f} %, {table['judge']} in {100 * second['met_share']['first']:.1f} %."
     ]
     if second["n_other_response"]:
@@ -131,12 +132,11 @@ def show(table: Mapping[str, Any]) -> None:
         equal = d["length"]["controlled"]["difference"] if d else None
         view.add_row(
             run["run"],
-            f"{s['score']['mean']:.3f}" if s["score"] else "unscored",
-            f"{s['score']['low']:.3f} to {s['score']['high']:.3f}" if s["score"] else "",
+            *score_cells(s["score"]),
             f"{gain['mean']:+.3f}" if gain else "",
             f"{gain['low']:+.3f} to {gain['high']:+.3f}" if gain else "",
             f"{100 * s['coverage']:.0f} %",
-            "" if s["mean_tokens"] is None else f"{s['mean_tokens']:.0f}",
+            tokens_cell(s["mean_tokens"]),
             f"{equal['value']:+.3f}" if equal and equal["value"] is not None else "",
         )
     console.print(view)
