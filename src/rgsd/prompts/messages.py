@@ -1,11 +1,10 @@
-"""What the student and the teacher are shown: an example in, chat messages out. Knows no tokenizer and no model.
+"""Turns an example into the chat messages that the student and the teacher read. Knows no tokenizer and no model.
 
-The student sees the prompt. The teacher, the same base policy, sees the prompt and an privileged_context: its
-rubric (paper,
-arXiv 2606.12507, figure 10), a reference response, both, or, as controls, another prompt's rubric or nothing. How the
-privileged_context is worded is a template's business: a file of `rgsd/prompts/templates/`, or one of the user's own.
+The student reads the prompt. The teacher, the same base policy, also reads a privileged context: the rubric (arXiv
+2606.12507, figure 10), a reference response, or both. Two controls show it another prompt's rubric or nothing. A
+template words the privileged context: a file in `rgsd/prompts/templates/` or one of yours.
 
-The file has three parts: settings and messages; templates; and the derangement behind the mismatched control.
+Three parts: settings and messages, templates, and the derangement behind the mismatched control.
 """
 
 from __future__ import annotations
@@ -29,35 +28,37 @@ from rgsd.rubrics import Criterion, Example, Rubric
 # --- Settings and messages ------------------------------------------------------------------------------------------
 
 ChatMessages = list[dict[str, str]]
-"""A conversation as chat templates take it: [{"role": ..., "content": ...}, ...]."""
+"""A conversation in the form chat templates take: [{"role": ..., "content": ...}, ...]."""
 
 PrivilegedContext = Literal["rubric", "reference", "both", "mismatched", "none"]
-"""What the teacher is shown besides the prompt; "mismatched" and "none" are controls."""
+"""What the teacher reads besides the prompt. "mismatched" and "none" are controls."""
 
 PRIVILEGED_CONTEXTS: tuple[str, ...] = get_args(PrivilegedContext)
 SHOWS_RUBRIC = frozenset({"rubric", "both", "mismatched"})
 SHOWS_REFERENCE = frozenset({"reference", "both"})
 
 N_IDS_LISTED = 5
-"""How many example ids an error lists; it counts all of them."""
+"""Number of example ids that an error lists. It counts all of them."""
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How the teacher's prompt is made.
+    """Settings of the teacher's prompt.
 
     Args:
-        template: the name of a template of this package (see `template_names`), or a path that ends in .jinja or .txt.
-        show_weights: whether "[weight=5]" follows each criterion, signed as published, as in ProRubric. The paper's
-            reproductions show none.
-        privileged_context: "rubric" (the method), "reference" (a reference response in the rubric's place), "both",
-            "mismatched" (control: another prompt's rubric) or "none" (control: the teacher sees what the student sees).
-        max_criteria: at most this many criteria are shown: those of largest |weight|, in published order. None: all.
-        criteria_tags: when given, only criteria that bear at least one of these tags are shown.
-        seed: picks the derangement of "mismatched"; zero or more.
+        template: A template's name (see `template_names`) or the path of a .jinja or .txt file.
+        show_weights: Append the signed weight to each criterion, e.g. "[weight=5]", as ProRubric does. Reproductions of
+            the paper show no weights.
+        privileged_context: "rubric" (the method), "reference" (a reference response instead of the rubric), "both",
+            "mismatched" (control: another prompt's rubric) or "none" (control: the teacher reads what the student
+            reads).
+        max_criteria: Show at most this many criteria, those with the largest |weight|, in published order. None shows
+            all.
+        criteria_tags: Show only criteria with at least one of these tags. Empty shows all.
+        seed: Picks the derangement of "mismatched". Zero or more.
 
     Raises:
-        ConfigError: when a setting is malformed, or the template cannot serve the privileged_context.
+        ConfigError: If a setting is malformed, or the template cannot show the privileged context.
     """
 
     template: str = "paper"
@@ -95,25 +96,24 @@ class PromptSettings:
 
 
 def student_messages(example: Example) -> ChatMessages:
-    """The prompt alone: what the student answers."""
+    """The prompt alone, as the student reads it."""
     return [dict(message) for message in example.messages]
 
 
 def teacher_messages(
     example: Example, settings: PromptSettings, *, shown: Rubric | None = None, reference: str | None = None
 ) -> ChatMessages:
-    """The prompt and its privileged_context: what the teacher reads before the student's response.
+    """The prompt with its privileged context, as the teacher reads it before the student's response.
 
     Args:
-        example: the example.
-        settings: how the prompt is made. With privileged_context "none" the result equals `student_messages(example)`.
-        shown: the rubric to show in place of the example's own; "mismatched" needs one.
-        reference: the reference response to show in place of the example's own.
+        example: The example.
+        settings: Settings of the prompt. With privileged_context "none", the result equals `student_messages(example)`.
+        shown: A rubric to show instead of the example's own. Required for "mismatched".
+        reference: A reference response to show instead of the example's own.
 
     Raises:
-        ConfigError: when the privileged_context needs a rubric or a reference that is not there, when no criterion
-        bears a
-            wanted tag, or when the template fails on this example or leaves out what it should show.
+        ConfigError: If the rubric or reference to show is missing, if no criterion has one of `criteria_tags`, or if
+            the template fails on this example or does not render what it should show.
     """
     if settings.privileged_context == "none":
         return student_messages(example)
@@ -132,17 +132,17 @@ def teacher_messages(
 def training_rows(
     examples: Sequence[Example], settings: PromptSettings, references: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """One row an example: {"example_id": id, "prompt": student's messages, "teacher_prompt": teacher's messages}.
+    """One row per example: {"example_id": id, "prompt": student's messages, "teacher_prompt": teacher's messages}.
 
     Args:
-        examples: the training set, in order.
-        settings: how the teacher's prompts are made.
-        references: example id -> reference response, e.g. written beforehand by the base model. When given, the
-            examples' own references are not used, so that a run never mixes the two.
+        examples: The training set, in order.
+        settings: Settings of the teacher's prompts.
+        references: Example id -> reference response, e.g. written by the base model before training. If given, the
+            examples' own references are ignored: a run never mixes the two.
 
     Raises:
-        ConfigError: as `teacher_messages`; when references are missing, with their number and the first ids; when
-            "mismatched" finds no derangement.
+        ConfigError: As `teacher_messages`; if references are missing (counted, with the first ids); if "mismatched"
+            has no derangement.
     """
     given = [e.reference if references is None else references.get(e.id) for e in examples]
     if settings.privileged_context in SHOWS_REFERENCE:
@@ -175,17 +175,17 @@ def teacher_prompts(
 
 
 def reference_request(example: Example) -> ChatMessages:
-    """What the base model is asked, to write a reference response beforehand: the paper's teacher prompt.
+    """The prompt with which the base model writes a reference response before training: the paper's teacher prompt.
 
-    For the paper's ablation, in which the teacher is shown such a self-written reference in the rubric's place.
+    Used by the paper's ablation, which shows the teacher such a self-written reference instead of the rubric.
     """
     return teacher_messages(example, PromptSettings())
 
 
 def select_criteria(rubric: Rubric, settings: PromptSettings) -> tuple[Criterion, ...]:
-    """The criteria that the settings let through, in published order; empty when none bears a wanted tag."""
+    """The criteria to show, in published order. Empty if none has one of `criteria_tags`."""
     bearing = _bearing(rubric, settings.criteria_tags)
-    # A stable sort: among equal weights the first published stays.
+    # The sort is stable, so the first published criterion wins among equal weights.
     heaviest = sorted(range(len(bearing)), key=lambda i: -abs(bearing[i].weight))[: settings.max_criteria]
     return tuple(bearing[i] for i in sorted(heaviest))
 
@@ -211,10 +211,10 @@ def _rubric_to_show(example: Example, settings: PromptSettings, shown: Rubric | 
 
 
 def _rubrics_shown(examples: Sequence[Example], settings: PromptSettings) -> list[Rubric | None]:
-    """Which rubric replaces each example's own; None where its own is shown."""
+    """The rubric shown in place of each example's own. None where its own is shown."""
     if settings.privileged_context != "mismatched":
         return [None] * len(examples)
-    # Compared as shown: two rubrics can differ in full and be the same after the cut.
+    # Compare rubrics as shown: two that differ can become equal when max_criteria cuts them.
     cut = [replace(e, rubric=Rubric(select_criteria(e.rubric, settings))) for e in examples]
     return [examples[other].rubric for other in derangement(cut, settings.seed)]
 
@@ -225,17 +225,16 @@ def _listed(ids: Sequence[str]) -> str:
 
 def _missing_references(ids: Sequence[str], settings: PromptSettings) -> str:
     return (
-        f"privileged_context {settings.privileged_context!r} shows a reference response, and {len(ids)} "
-        f"example(s) have none: "
-        f"{_listed(ids)}. Have the base model write them from `reference_request` and pass them as `references`, "
-        "leave those examples out, or use privileged_context 'rubric'"
+        f"privileged_context {settings.privileged_context!r} needs a reference response per example, and {len(ids)} "
+        f"have none: {_listed(ids)}. Let the base model write them (self_written_references), remove "
+        "these examples, or use privileged_context 'rubric'"
     )
 
 
 def _no_tagged_criterion(ids: Sequence[str], settings: PromptSettings) -> str:
     return (
-        f"no criterion bears any of the tags {', '.join(settings.criteria_tags)} in {len(ids)} example(s): "
-        f"{_listed(ids)}. Leave those examples out, or give other criteria_tags"
+        f"{len(ids)} examples have no criterion with any of the tags {', '.join(settings.criteria_tags)}: "
+        f"{_listed(ids)}. Remove these examples or change criteria_tags"
     )
 
 

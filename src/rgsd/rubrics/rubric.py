@@ -1,10 +1,8 @@
-"""Rubrics, verdicts, and the scores that the datasets' authors define over them.
+"""Rubrics, verdicts, and scores as the datasets' authors define them. Standard library only.
 
-Everything here is plain data and plain arithmetic on the standard library.
-
-A criterion's `weight` carries its polarity: positive means that meeting it is good, negative (a pitfall) that meeting
-it is bad. A verdict is met, not met, or unscored; an unscored verdict leaves both sides of every fraction, and
-`Score.coverage` says how much of the rubric was left.
+The sign of a criterion's `weight` is its polarity: meeting a positive criterion is good, meeting a negative one (a
+pitfall) is bad. A verdict is met, not met, or unscored. Unscored verdicts leave the numerator and the denominator of
+every score; `Score.coverage` reports how much of the rubric remains.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ Message = Mapping[str, str]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
 
 WEIGHT_SIZES = (1e-6, 1e6)
-"""Smallest and largest size of a weight. Published ones lie between 0.3 and 100; sums of larger ones overflow, and a
-score of theirs is not a number."""
+"""Smallest and largest absolute weight. Published weights lie between 0.3 and 100; sums of much larger ones
+overflow."""
 
 Polarity = Literal["positive", "negative"]
 
@@ -33,14 +31,14 @@ class Criterion:
     """One thing to look for in a response.
 
     Args:
-        text: the criterion in plain language, as published.
-        weight: its points; negative for a pitfall, never zero.
-        title: a short name, when the dataset has one.
-        tags: what the dataset says about it, e.g. `("axis:accuracy",)`.
-        check: a programmatic check that decides it exactly (see `rgsd.judges.checks`), or None.
+        text: The criterion in plain language, as published.
+        weight: Points for meeting it. Negative for a pitfall, never zero.
+        title: A short name, if the dataset has one.
+        tags: The dataset's labels, e.g. `("axis:accuracy",)`.
+        check: A programmatic check that decides the criterion exactly (see `rgsd.judges.checks`), or None.
 
     Raises:
-        DataError: when the text is empty, or the weight is zero, not finite, or outside `WEIGHT_SIZES`.
+        DataError: If the text is empty, or the weight is zero, not finite, or outside `WEIGHT_SIZES`.
     """
 
     text: str
@@ -51,7 +49,7 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
-            raise DataError(f"a criterion needs a text, got {self.text!r}")
+            raise DataError(f"a criterion's text must be a non-empty string, got {self.text!r}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise DataError(f"a criterion's weight must be a number, got {self.weight!r} for {self.text[:60]!r}")
         if not math.isfinite(self.weight) or self.weight == 0:
@@ -62,8 +60,8 @@ class Criterion:
         least, most = WEIGHT_SIZES
         if not least <= abs(self.weight) <= most:
             raise DataError(
-                f"a criterion's weight must be between {least:g} and {most:g} in size, got {self.weight!r} for "
-                f"{self.text[:60]!r}: scores are ratios, so scale all weights of the rubric alike"
+                f"a criterion's absolute weight must be between {least:g} and {most:g}, got {self.weight!r} for "
+                f"{self.text[:60]!r}: scores are ratios, so divide all weights of the rubric by the same number"
             )
 
     @property
@@ -74,7 +72,7 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """The criteria of one prompt, in their published order. At least one."""
+    """The criteria of one prompt, in published order. Never empty."""
 
     criteria: tuple[Criterion, ...]
 
@@ -109,14 +107,14 @@ class Example:
     """One training or evaluation instance: a conversation that ends with the user, and its rubric.
 
     Args:
-        id: unique within its dataset.
-        messages: the turns, each with a role and a text; the last one is the user's.
-        rubric: what a good response does.
-        scoring: which of `SCORINGS` turns verdicts into a score; the dataset's own by default.
-        reference: a reference response, when the dataset has one.
-        domain: e.g. "medicine".
-        tags: what the dataset says of the example.
-        metadata: anything else worth keeping, JSON-serialisable.
+        id: Unique within the dataset.
+        messages: The turns, each with a role and a string content. The last turn is the user's.
+        rubric: What a good response does.
+        scoring: The key of `SCORINGS` that turns verdicts into a score.
+        reference: A reference response, if the dataset has one.
+        domain: E.g. "medicine".
+        tags: The dataset's labels.
+        metadata: Anything else worth keeping, JSON-serializable.
     """
 
     id: str
@@ -137,7 +135,7 @@ class Example:
                 raise DataError(f"example {self.id!r}, turn {number}: unknown role {role!r}")
             if not isinstance(content, str):
                 raise DataError(
-                    f"example {self.id!r}, turn {number}: content must be a text, got {type(content).__name__}"
+                    f"example {self.id!r}, turn {number}: content must be a string, got {type(content).__name__}"
                 )
         if self.messages[-1]["role"] != "user":
             raise DataError(
@@ -151,18 +149,18 @@ class Example:
 
     @property
     def prompt_key(self) -> str:
-        """What makes two prompts the same: roles and texts with white space and case folded."""
+        """Equal for prompts that differ only in whitespace and case."""
         return json.dumps([[m["role"], " ".join(m["content"].split()).casefold()] for m in self.messages])
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of one criterion.
+    """A judge's decision on one criterion.
 
     Args:
-        met: True, False, or None for unscored (time-out, refusal, malformed reply): never read as False.
-        grade: a graded verdict in [0, 1] for scorings that use one (ResearchQA); None otherwise.
-        reason: the judge's reason, or why it is unscored.
+        met: True, False, or None for unscored (timeout, refusal, malformed reply). Unscored never counts as False.
+        grade: A grade in [0, 1] for scorings that use one (ResearchQA), else None.
+        reason: The judge's reason, or why the criterion is unscored.
     """
 
     met: bool | None
@@ -171,20 +169,20 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if self.grade is not None and not 0.0 <= self.grade <= 1.0:
-            raise DataError(f"a graded verdict lies in [0, 1], got {self.grade!r}")
+            raise DataError(f"a grade must be in [0, 1], got {self.grade!r}")
 
     @property
     def is_scored(self) -> bool:
-        """Whether the judge decided."""
+        """Whether the judge decided the criterion."""
         return self.met is not None or self.grade is not None
 
     @property
     def value(self) -> float:
-        """The verdict as a number in [0, 1]. Only for scored verdicts."""
+        """The verdict as a number in [0, 1]. Raises DataError if unscored."""
         if self.grade is not None:
             return self.grade
         if self.met is None:
-            raise DataError("an unscored verdict has no value: leave it out, and report the coverage")
+            raise DataError("an unscored verdict has no value: leave it out and report the coverage")
         return float(self.met)
 
 
@@ -193,9 +191,9 @@ class Score:
     """A response's score under its rubric.
 
     Args:
-        value: as the dataset defines it, or None when nothing that could earn points was scored.
-        n_scored: criteria with a verdict.
-        n_criteria: criteria of the rubric.
+        value: The score as the dataset defines it, or None if no criterion that can earn points was scored.
+        n_scored: Number of criteria with a verdict.
+        n_criteria: Number of criteria in the rubric.
     """
 
     value: float | None
@@ -204,7 +202,7 @@ class Score:
 
     @property
     def coverage(self) -> float:
-        """Share of the criteria that were scored, in [0, 1]."""
+        """Share of criteria that were scored, in [0, 1]."""
         return self.n_scored / self.n_criteria
 
 
@@ -240,12 +238,11 @@ LENGTH_CENTER_CHARS = 2000
 
 
 def length_adjustment(response: str) -> float:
-    """What HealthBench Professional adds to a score for the response's length; negative above 2,000 characters.
+    """HealthBench Professional's length term, added to an example's score. Negative above 2,000 characters.
 
-    The authors' term is linear on both sides of 2,000 characters: `calculate_length_adjusted_score` in
-    `healthbench_eval.py` of openai/simple-evals (pull request 108; arXiv 2604.27470, section 4.1) has neither a floor
-    nor a special case. So a short response gains: an empty one 0.0588. It is added to the example's score only; the
-    scores by tag are without it, as there.
+    The authors' term is linear on both sides of 2,000 characters, without a floor, so short responses gain: an
+    empty one gains 0.0588. Scores by tag do not include it. Source: `calculate_length_adjusted_score` in `healthbench_eval.py` of
+    openai/simple-evals (pull request 108); arXiv 2604.27470, section 4.1.
     """
     return -LENGTH_PENALTY_PER_500_CHARS * (len(response) - LENGTH_CENTER_CHARS) / 500
 
@@ -268,54 +265,56 @@ def _prbench(scored: Scored, response: str) -> float | None:
 SCORINGS = {
     # sum(w v) / sum(w > 0): the paper's rubric satisfaction, HealthBench's and ResearchRubrics' example score.
     "satisfaction": _satisfaction,
-    # The same, not below zero.
+    # Satisfaction, clipped at zero.
     "rubrichub": _rubrichub,
     # sum(w satisfied) / sum(w); a pitfall is satisfied when it is not met.
     "rar_explicit": _rar_explicit,
-    # Unclipped per example, since only HealthBench's mean is clipped (see `mean_score`).
+    # Unclipped per example: HealthBench clips only the mean (see `mean_score`).
     "healthbench": _satisfaction,
-    # HealthBench Professional: the same, minus 0.0147 for every 500 characters above 2,000, plus as much below.
+    # HealthBench plus the length term: minus 0.0147 per 500 characters above 2,000, plus as much below.
     "healthbench_professional": _healthbench_professional,
     # Mean of graded verdicts in {0, .25, .5, .75, 1}.
     "researchqa": _researchqa,
-    # (points - min) / (max - min); `satisfaction` gives PRBench's other figure, points / positive.
+    # (points - min) / (max - min). For PRBench's other score, points / positive, use `satisfaction`.
     "prbench": _prbench,
 }
-"""Name -> score of one response from its scored (criterion, verdict) pairs and its text."""
+"""Name -> function that scores a response from its scored (criterion, verdict) pairs and its text."""
 
 TAG_SCORINGS = {"healthbench_professional": "healthbench"}
-"""Scorings whose scores by criterion tag are taken by another one."""
+"""Scorings that score by criterion tag with another scoring."""
 
 CLIPPED_MEANS = frozenset({"healthbench", "healthbench_professional"})
-"""Scorings whose examples stay as they are and whose mean over examples is clipped to [0, 1]."""
+"""Scorings that clip the mean over examples to [0, 1], but not the examples."""
 
 
 def score(rubric: Rubric, verdicts: Sequence[Verdict], scoring: str = "satisfaction", response: str = "") -> Score:
     """Score one response.
 
     Args:
-        rubric: the criteria, in order.
-        verdicts: one a criterion, in the same order.
-        scoring: a key of `SCORINGS`.
-        response: the response's text; only length-penalised scorings read it.
+        rubric: The criteria, in order.
+        verdicts: One per criterion, in the same order.
+        scoring: A key of `SCORINGS`.
+        response: The response's text. Only scorings with a length term read it.
 
     Raises:
-        DataError: when there is not exactly one verdict a criterion, or the scoring is unknown.
+        DataError: If there is not exactly one verdict per criterion, or the scoring is unknown.
     """
     if len(verdicts) != len(rubric):
-        raise DataError(f"got {len(verdicts)} verdicts for {len(rubric)} criteria: one each, in order, is wanted")
+        raise DataError(
+            f"got {len(verdicts)} verdicts for {len(rubric)} criteria: pass one verdict per criterion, in order"
+        )
     if scoring not in SCORINGS:
         raise DataError(f"unknown scoring {scoring!r}, known: {', '.join(SCORINGS)}")
     scored = [(c, v) for c, v in zip(rubric, verdicts, strict=True) if v.is_scored]
     value = SCORINGS[scoring](scored, response) if scored else None
     if value is not None and not math.isfinite(value):
         weights = [c.weight for c, _ in scored]
-        raise DataError(f"scoring {scoring!r} gives {value}, a finite number is wanted: its weights are {weights}")
+        raise DataError(f"scoring {scoring!r} must give a finite number, got {value} from the weights {weights}")
     return Score(value=value, n_scored=len(scored), n_criteria=len(rubric))
 
 
 def mean_score(scores: Iterable[Score], scoring: str = "satisfaction") -> float | None:
-    """Mean over responses, as the dataset's authors take it; None when no response could be scored."""
+    """Mean over responses, as the dataset's authors compute it. None if no response was scored."""
     values = [s.value for s in scores if s.value is not None]
     if not values:
         return None
@@ -324,7 +323,7 @@ def mean_score(scores: Iterable[Score], scoring: str = "satisfaction") -> float 
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """A short digest of the prompts and rubrics, in order; the same data give the same digest anywhere."""
+    """A short digest of the prompts and rubrics, in order. The same data gives the same digest on every machine."""
     digest = hashlib.sha256()
     for e in examples:
         criteria = [[c.text, c.weight, c.check] for c in e.rubric]

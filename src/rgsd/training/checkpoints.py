@@ -83,7 +83,7 @@ def problem_of(checkpoint: str | Path, *, in_full: bool = True) -> str | None:
 
     Args:
         checkpoint: its folder.
-        in_full: compare digests too, which reads every byte (about 1.5 GB/s on an idle core); else names and sizes alone.
+        in_full: compare digests too, which reads every byte (about 1.5 GB/s); else names and sizes alone.
     """
     folder = Path(checkpoint)
     if folder.is_symlink():
