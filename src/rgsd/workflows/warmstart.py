@@ -32,13 +32,17 @@ class WarmStartConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace a run that the output_dir already holds."})
 
 
+N_DRAWS = 5
+"""How often criteria are drawn anew for a pair until the target follows them."""
+
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def without(text: str, criteria: Sequence[Criterion], kept: Sequence[Criterion] = ()) -> str:
     """The text less the sentences that meet one of the criteria and none of the kept ones.
 
-    Where bullets are the criterion, they become sentences.
+    Where bullets are the criterion, they become sentences. An opening that is asked for, such as "In short", is cut off
+    a first sentence that is kept.
     """
     for criterion in criteria:
         if criterion.check is None or not holds(criterion.check, text):
@@ -52,7 +56,17 @@ def without(text: str, criteria: Sequence[Criterion], kept: Sequence[Criterion] 
         if all(guilty):
             continue
         text = "".join(piece + gap for (piece, gap), out in zip(pieces, guilty, strict=True) if not out)
+        text = _without_opening(text, criterion)
     return text.strip()
+
+
+def _without_opening(text: str, criterion: Criterion) -> str:
+    """The text less the opening words that a `{"starts": {"regex": ...}}` criterion asks for."""
+    pattern = (criterion.check or {}).get("starts", {}).get("regex")
+    if pattern is None or not (found := re.match(pattern, text, re.IGNORECASE)):
+        return text
+    rest = text[found.end() :].lstrip(" ,:;-")
+    return rest[:1].upper() + rest[1:]
 
 
 def _holds_alone(criterion: Criterion, piece: str) -> bool:
@@ -72,12 +86,12 @@ def _split(text: str) -> list[tuple[str, str]]:
 def pairs(
     examples: Sequence[Example], settings: PromptSettings, *, per_example: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of {"prompt", "completion"} messages: `per_example` random choices of criteria each, and the prompt alone.
+    """Rows of {"prompt", "completion"} messages: up to `per_example` random choices of criteria, and the prompt alone.
 
     Args:
         examples: with references, and checks on their criteria; others are left out.
         settings: the teacher's template.
-        per_example: how many choices of criteria an example gives.
+        per_example: how many choices of criteria are drawn. The target follows what is shown, or there is no row.
         seed: of the choices.
     """
     rng = random.Random(seed)
@@ -99,12 +113,18 @@ def _pairs_of(example: Example, settings: PromptSettings, per_example: int, rng:
     rows = []
     wanted = [c for c in example.rubric if not c.is_pitfall]
     for _ in range(per_example):
-        shown = rng.sample(wanted, rng.randint(1, len(wanted)))
-        kept = [c for c in example.rubric if c in shown or c.is_pitfall]
-        target = without(reference, [c for c in wanted if c not in shown], shown)
-        if len(target.split()) >= 5:
-            rows.append(_row(teacher_messages(example, settings, shown=Rubric(tuple(kept))), target))
-    bare = without(reference, [c for c in wanted if "own" not in c.tags])
+        for _ in range(N_DRAWS):
+            shown = rng.sample(wanted, rng.randint(1, len(wanted)))
+            target = without(reference, [c for c in wanted if c not in shown], shown)
+            # A target that lacks what is shown (bullets, with one point left) teaches to ignore the rubric.
+            if len(target.split()) >= 5 and all(c.check and holds(c.check, target) for c in shown):
+                kept = [c for c in example.rubric if c in shown or c.is_pitfall]
+                rows.append(_row(teacher_messages(example, settings, shown=Rubric(tuple(kept))), target))
+                break
+    own = [c for c in wanted if "own" in c.tags]
+    recurring = [c for c in wanted if "own" not in c.tags]
+    openings = [c for c in recurring if c.check and "starts" in c.check]
+    bare = without(without(reference, openings, own), recurring)
     if len(bare.split()) >= 5:
         rows.append(_row(student_messages(example), bare))
     return rows
