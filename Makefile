@@ -26,8 +26,8 @@ slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks data_source
-	$(BIN)/ruff format --check src tests benchmarks data_source
+	$(BIN)/ruff check src tests benchmarks examples data_source
+	$(BIN)/ruff format --check src tests benchmarks examples data_source
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Trains the embedded model on a few bundled rubrics, with a teacher prompt of your own, and scores it before and after.
+"""Trains the embedded model on bundled rubrics with a custom teacher prompt, and scores it before and after.
 
     python examples/train_from_python.py --steps 4
 
@@ -20,7 +20,7 @@ from rgsd.models import load_model, load_tokenizer
 from rgsd.prompts.messages import student_messages
 from rgsd.rubrics import score
 
-# A Jinja template in a file of yours. `criteria`, `question` and `reference` are what it can show; the rubric has to be in it.
+# A Jinja template. It can show `question`, `criteria` and `reference`, and must show the rubric.
 TEACHER_PROMPT = """{# place: user #}
 {{ question }}
 

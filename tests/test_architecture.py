@@ -3,9 +3,12 @@ time."""
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -135,6 +138,26 @@ def test_every_package_says_what_it_is():
             text = ast.get_docstring(ast.parse((SOURCE / name / "__init__.py").read_text()))
             assert text, f"{name}/__init__.py has no docstring"
             assert "TODO" not in text, f"{name}/__init__.py has a placeholder"
+
+
+def test_every_imported_package_is_declared():
+    """In pyproject.toml, as a dependency or in an extra: what another package happens to bring may go with its next
+    release."""
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    declared = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in wanted}
+    declared |= {"vllm"}  # by trl[vllm], which knows the versions that it supports
+    homes = metadata.packages_distributions()
+    missing = set()
+    for path in FILES:
+        for top in {m.split(".")[0] for m in modules(path)} - {"rgsd", "__future__"} - set(sys.stdlib_module_names):
+            names = {n.lower().replace("_", "-") for n in homes.get(top, [top])}
+            if not names & declared:
+                missing.add(f"{path.relative_to(SOURCE)} imports {top}: declare {sorted(names)}")
+    assert not missing
 
 
 def test_importing_rgsd_is_cheap():
