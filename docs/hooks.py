@@ -1,11 +1,12 @@
-"""What the site is made of besides its pages: tables of settings, from the fields that the commands read."""
+"""mkdocs hook: settings tables, generated from the dataclass fields that the commands read."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import re
+from pkgutil import resolve_name
 from typing import Any
+
+from rgsd.settings import settings_of
 
 _TABLE = re.compile(r"<!-- settings: ([\w.]+) -->")
 
@@ -16,24 +17,13 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def settings_table(path: str) -> str:
-    """The fields that a dataclass declares itself, with their defaults and help."""
-    module, _, name = path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
+    """The fields that a settings class declares itself, with their defaults and help."""
     rows = ["| field | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(kind):
-        if field.name in kind.__annotations__ and "help" in field.metadata:
-            rows.append(f"| `{field.name}` | {_default(field)} | {_cell(field.metadata['help'])} |")
+    for info in settings_of(resolve_name(":".join(path.rsplit(".", 1)))):
+        if info.is_own and info.help:
+            default = "unset" if info.default_text == "unset" else f"`{_cell(info.default_text)}`"
+            rows.append(f"| `{info.name}` | {default} | {_cell(info.help)} |")
     return "\n".join(rows)
-
-
-def _default(field: dataclasses.Field) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        value: Any = field.default_factory()
-    else:
-        value = field.default
-    if value is None:
-        return "unset"
-    return f"`{_cell(str(value).lower() if isinstance(value, bool) else str(value))}`" if value != "" else "unset"
 
 
 def _cell(text: str) -> str:

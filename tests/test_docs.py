@@ -1,8 +1,8 @@
 """The documentation: its commands parse and the first hour runs as written. `make docs` builds the site, strictly."""
 
-import argparse
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,75 +46,23 @@ def commands(page):
 FOUND = [(p, line, block) for p in PAGES for line, block in commands(p)]
 
 
-class Captured(BaseException):
-    """Carries a command's parser out of it, before anything is parsed."""
-
-
-@pytest.fixture(scope="module")
-def parsers():
-    """A command's option strings and the parser itself, asked of the command by stopping it where it parses."""
-    known = {}
-
-    def parser_of(words):
-        """The parser of a command (or of a subcommand), with the words that are left for it."""
-        name = words[0]
-        calls = {"judge": ["check", "x", "--judge", "y"], "gap": ["m"], "eval": ["m"], "explain": ["m"], "audit": ["r"]}
-        if name not in known:
-            known[name] = _capture(name, calls.get(name, []))
-        return known[name]
-
-    return parser_of
-
-
-def _capture(name, argv):
-    def stop(self, *args, **kwargs):
-        raise Captured(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        from trl import TrlParser
-
-        patch.setattr(TrlParser, "parse_args_and_config", stop)
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
-        with pytest.raises(Captured) as caught:
-            main([name, *argv])
-    return caught.value.args[0]
-
-
-JUDGE_SETTINGS = ("compare", "judge")
-"""Commands that pass the flags that they do not know to the judge's settings."""
-
-
-def flags_known(name, parser):
-    options = dict(parser._option_string_actions)
-    if name in JUDGE_SETTINGS:
-        import dataclasses
-
-        from rgsd.judges import JudgeConfig
-
-        options |= {f"--{f.name}": None for f in dataclasses.fields(JudgeConfig)}
-    if name == "explain":
-        options["-o"] = options["--output"]
-    return options | {"--config": None}
-
-
 @pytest.mark.parametrize(("page", "line", "block"), FOUND, ids=[f"{p.stem}: {line[:60]}" for p, line, _ in FOUND])
-def test_every_command_in_the_docs_names_a_command_and_flags_that_exist(parsers, page, line, block):
+def test_every_command_in_the_docs_names_a_command_and_flags_that_exist(page, line, block):
     words = [w for w in shlex.split(line, comments=True)[1:] if not set(w) & set("[]<>") and w.strip(".")]
     if not words or words[0] in ("COMMAND", "--help", "--version"):
         return
     assert words[0] in COMMANDS, f"{page.name}: unknown command in `{line}`"
-    options = flags_known(words[0], parsers(words))
+    module = import_module(f"rgsd.cli.{words[0]}")
+    flags = (module.PRETRAIN if words[1:2] == ["pretrain"] else module.COMMAND).flags()
     for at, word in enumerate(words):
-        if not word.startswith("-") or word in ("--FIELD", "--judge_FIELD", "--help"):
-            continue
         flag, _, value = word.partition("=")
-        assert flag in options, f"{page.name}: `{line}`: {words[0]} has no {flag}"
-        action = options[flag]
-        if action is not None and action.choices and not value and at + 1 < len(words):
+        if not word.startswith("-") or flag in ("--SETTING", "--judge_SETTING", "--help", "--help-all", "--config"):
+            continue
+        flag = re.sub("^--no_", "--", flag)
+        assert flag in flags, f"{page.name}: `{line}`: {words[0]} has no {flag}"
+        if flags[flag].choices and not value and at + 1 < len(words):
             value = words[at + 1]
-            allowed = [str(c) for c in action.choices]
-            assert value.upper() == value or value in allowed, f"{page.name}: `{line}`: {flag} takes {allowed}"
+            assert value.upper() == value or value in flags[flag].choices, f"{page.name}: `{line}`: {flag} {value}"
 
 
 def test_the_docs_have_commands_to_check():
@@ -168,5 +116,6 @@ def test_the_settings_page_has_a_table_for_every_class_of_settings():
         module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
         declared |= {f"{module}.{name}" for name in re.findall(r"^class (\w+Config)\b", file.read_text(), re.MULTILINE)}
     public = {"rgsd.judges.config.JudgeConfig": "rgsd.judges.JudgeConfig"}
+    declared -= {"rgsd.inference.sampling.SamplingConfig"}  # built from the settings of each command
     assert {public.get(name, name) for name in declared} == shown
     assert len(shown) > 10

@@ -3,8 +3,9 @@
     RGSDError
     ├── DataError             a row, a file or a rubric that cannot be used
     │   └── CheckUndecided    a programmatic check that reached its limit of time or text
-    ├── ConfigError           settings that contradict each other or the machine
-    │   └── PromptTooLong     a prompt that would have had to be cut
+    ├── ConfigError           settings that contradict each other, the data or the machine
+    │   ├── UsageError        a command line or recipe that cannot be parsed (exit code 2)
+    │   └── PromptTooLong     a prompt above its limit; prompts are never truncated
     ├── ModelError            a model folder, tokenizer or chat template that cannot be used
     ├── RunError              a run folder that is missing, unfinished or would be overwritten
     ├── TrainingDiverged      a loss, gradient or weight that is not a finite number
@@ -32,6 +33,10 @@ class CheckUndecided(DataError):
 
 class ConfigError(RGSDError, ValueError):
     """Settings that contradict each other, the data or the machine."""
+
+
+class UsageError(ConfigError):
+    """A command line or a recipe that cannot be parsed: unknown flag, wrong type, invalid YAML. Exit code 2."""
 
 
 class PromptTooLong(ConfigError):

@@ -1,30 +1,94 @@
-"""What the dataclasses of settings share: a field with its help, and values that may come as JSON."""
+"""Settings dataclasses: a field with its help, what the command line and the docs read from it, JSON values."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from dataclasses import field
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_args, get_type_hints
 
 from rgsd.errors import ConfigError
 
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:
-    """A field with its default and its `help`, of which the command line and the docs are made."""
-    return field(default=default, metadata={"help": help, **metadata})
+    """A dataclass field with its default and its help.
+
+    Args:
+        default: a list becomes a default factory.
+        help: shown by `--help` and in docs/settings.md.
+        metadata: `choices` (allowed values) or `aliases` (further flags, e.g. ["-o"]).
+    """
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One field of a settings class, as the command line and the docs show it.
+
+    Args:
+        name: of the field.
+        help: what it does; empty for a field that documents nothing.
+        default_text: the default in words, "unset" for None and "".
+        choices: allowed values; empty when any value of the type is allowed.
+        is_boolean: whether it is `bool` or `bool | None`.
+        is_own: whether the class declares it itself rather than inherit it.
+        flags: all its spellings on the command line.
+    """
+
+    name: str
+    help: str
+    default_text: str
+    choices: tuple[str, ...]
+    is_boolean: bool
+    is_own: bool
+    flags: tuple[str, ...]
+
+
+def settings_of(kind: type) -> list[SettingInfo]:
+    """The settings that a dataclass takes, in the order of its fields."""
+    hints = get_type_hints(kind)
+    own = inspect.get_annotations(kind)
+    found = []
+    for f in fields(kind):
+        if not f.init:
+            continue
+        spellings = dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}", *f.metadata.get("aliases", ())])
+        hint = hints[f.name]
+        found.append(
+            SettingInfo(
+                name=f.name,
+                help=f.metadata.get("help", ""),
+                default_text=_default_text(f),
+                choices=tuple(map(str, f.metadata.get("choices", ()))),
+                is_boolean=hint is bool or set(get_args(hint)) == {bool, type(None)},
+                is_own=f.name in own,
+                flags=tuple(spellings),
+            )
+        )
+    return found
+
+
+def _default_text(f: Any) -> str:
+    value = f.default_factory() if f.default_factory is not MISSING else f.default
+    if value is None or value == "" or value is MISSING:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
 
 
 def json_object(name: str, value: Any) -> dict[str, Any] | None:
-    """A setting that is an object, or its JSON, or unset.
+    """A setting that is an object, its JSON, or None.
 
     Raises:
-        ConfigError: when it is none of these.
+        ConfigError: when it is anything else.
     """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise ConfigError(f"{name} is not JSON ({error}): an object is wanted, e.g. '{{}}'") from error
+            raise ConfigError(f"{name} must be a JSON object such as '{{}}', got {value!r}: {error}") from error
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{name} is {type(value).__name__}, a JSON object is wanted")
+        raise ConfigError(f"{name} must be a JSON object, got {type(value).__name__}")
     return value

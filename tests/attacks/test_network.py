@@ -83,7 +83,7 @@ def test_no_command_touches_the_network(world):
         ["gap", "nano", *short, "--rollout_tokens", "4", "--output_dir", "gap"],
         ["eval", "nano", "mine", *short, "--output_dir", "eval"],
         ["report", "mine", "--output", "report.html"],
-        ["export", "mine", "out"],
+        ["export", "mine", "--output_dir", "out"],
     ]
     for argv in commands:
         code, text, asked = rgsd(world, *argv)

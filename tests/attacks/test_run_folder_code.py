@@ -49,7 +49,7 @@ def test_a_run_that_trusts_its_code_is_not_trusted(strangers_run, tmp_path, caps
     run, mark = strangers_run
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     for argv in (
-        ["export", str(run), "out"],
+        ["export", str(run), "--output_dir", "out"],
         ["eval", str(run), "--max_prompts", "1", "--output_dir", "eval"],
         ["eval", f"{run}:base", "--max_prompts", "1", "--output_dir", "eval-base"],
         ["explain", str(run), "--trust_remote_code", "false"],

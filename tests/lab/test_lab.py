@@ -214,7 +214,18 @@ def lab(tmp_path_factory):
         "tiny-sft": {"command": "sft", "max_steps": 2, "max_train_prompts": 16},
     }
     grid.write_text(yaml.safe_dump({"arms": arms}))
-    command = ["lab", "--grid", str(grid), "--arms", "tiny", "tiny-sft", "--workers", "1", "--out", str(folder / "out")]
+    command = [
+        "lab",
+        "--grid",
+        str(grid),
+        "--arms",
+        "tiny",
+        "tiny-sft",
+        "--workers",
+        "1",
+        "--output_dir",
+        str(folder / "out"),
+    ]
     assert main(command) == 0
     return folder / "out", command
 

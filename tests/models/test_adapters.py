@@ -218,7 +218,7 @@ def test_a_loaded_run_is_the_student_and_so_is_a_float32_export(bf16_run, tmp_pa
 def test_a_half_precision_export_says_what_rounding_cost(bf16_run, tmp_path, capsys):
     run, student, base = bf16_run
     want = logits(student)
-    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert main(["export", str(run), "--output_dir", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     cost = json.loads((tmp_path / "out" / "rounding.json").read_text())
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")

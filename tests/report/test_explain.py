@@ -218,13 +218,13 @@ def test_the_command_writes_the_page_and_keeps_the_map(runs, tmp_path, capsys):
     out = tmp_path / "map.html"
     call = ["explain", f"{runs / 'rgsd'}:base", "-o", str(out), "--keep", "true"]
     assert main(call) == 0
-    assert "nats a token" in capsys.readouterr().out
+    assert "nats per token" in capsys.readouterr().out
     seen = Page(out.read_text())
     (kept,) = open_run(runs / "rgsd").read_lines(TOKEN_MAPS)
     assert seen.data["maps"] == [kept]
     assert "How far the rubric pulls each word" in seen.words
     assert main(call) == 1
-    assert "--overwrite true" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
     assert main(["report", str(runs / "rgsd"), "-o", str(tmp_path / "report.html")]) == 0
     assert Page((tmp_path / "report.html").read_text()).data["maps"] == [kept | {"run": ""}]
     model = ["explain", str(runs / "model"), "r2", "--data", str(runs / "data.jsonl"), "--max_new_tokens", "4"]

@@ -17,11 +17,11 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from support.killing import assert_same, make_world, outcome
 
 from rgsd.cli import main
-from rgsd.cli.train import parse
+from rgsd.cli.train import COMMAND, parse_recipe
 from rgsd.errors import ConfigError
 from rgsd.training import launch
 from rgsd.training.checkpoints import checkpoints
-from rgsd.training.launch import LaunchConfig, accelerate_arguments, config_file, launch_config
+from rgsd.training.launch import LaunchConfig, accelerate_arguments, config_file
 
 TESTS = Path(__file__).parents[1]
 FULL = {"use_peft": False, "evaluate": False, "max_steps": 2, "save_steps": 1}
@@ -34,11 +34,13 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "eva
 def test_settings_come_from_the_recipe_and_flags_win(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("accelerate_config: fsdp2\nnum_processes: 16\nnum_machines: 2\nlearning_rate: 1.0e-4\n")
-    found = launch_config(["--config", str(recipe), "--num_processes", "8", "--main_process_ip=10.0.0.1"])
+    found = COMMAND.peek(["--config", str(recipe), "--num_processes", "8", "--main_process_ip=10.0.0.1"], LaunchConfig)[
+        0
+    ]
     assert found == LaunchConfig("fsdp2", 8, 2, None, "10.0.0.1")
-    assert launch_config(["--learning_rate", "1"]) == LaunchConfig()
-    with pytest.raises(ConfigError, match="num_processes must be a whole number, got 'two'"):
-        launch_config(["--num_processes", "two"])
+    assert COMMAND.peek(["--learning_rate", "1"], LaunchConfig)[0] == LaunchConfig()
+    with pytest.raises(ConfigError, match=r"num_processes.*two"):
+        COMMAND.peek(["--num_processes", "two"], LaunchConfig)
 
 
 @pytest.mark.parametrize("name", ["ddp", "multi_gpu", "fsdp2", "zero2", "zero3", "zero1", "single_gpu"])
@@ -118,7 +120,7 @@ def test_deepspeeds_configurations_are_read(zero):
 def test_a_launched_process_reads_the_same_command_line_and_does_not_launch(tmp_path, tokenizer, monkeypatch):
     recipe = make_world(tmp_path, tokenizer, **FULL)
     argv = ["--config", str(recipe), "--accelerate_config", "ddp", "--num_processes", "2"]
-    assert parse(argv).training.max_steps == 2
+    assert parse_recipe(argv).training.max_steps == 2
     started = []
     monkeypatch.setattr(launch, "launch", lambda settings, command, argv: started.append((settings, command)) or 7)
     assert main(["train", *argv]) == 7
@@ -193,7 +195,7 @@ def test_fsdp2_is_launched_trains_evaluates_and_exports(tmp_path, tokenizer):
     assert code == 0, text
     assert (tmp_path / "run" / "checkpoint-2" / "optimizer.bin").is_file()  # FSDP's own file
     assert [a["arm"] for a in json.loads((tmp_path / "run" / "results.json").read_text())["arms"]][-1] == "trained"
-    assert run("export", str(tmp_path / "run"), str(tmp_path / "out"))[0] == 0
+    assert run("export", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out"))[0] == 0
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from support.processes import together
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from rgsd.cli import main
-from rgsd.cli.train import parse
+from rgsd.cli.train import parse_recipe
 from rgsd.errors import ConfigError
 from rgsd.models import batching
 from rgsd.training import loss as divergence
@@ -64,7 +64,7 @@ def test_a_recipe_of_the_paper_runs_dry(recipe, tmp_path, capsys):
 def test_the_recipes_of_the_paper_are_its_four_models_and_its_settings():
     assert {p.stem for p in RECIPES} == set(REAL)
     for path in RECIPES:
-        recipe = parse(["--config", str(path)])
+        recipe = parse_recipe(["--config", str(path)])
         args = recipe.training
         assert (args.beta, args.clip, args.clip_threshold, args.teacher_model_kind, args.template) == (
             0.5, "entry", 0.05, "base", "paper",
@@ -125,7 +125,7 @@ def test_what_cannot_be_tried_is_said(tmp_path, capsys):
     recipe = ["train", "--config", str(RECIPES[0]), "--held_out", "0.1", "--dry_run", "true", "--model_name_or_path"]
     assert main([*recipe, str(tmp_path / "empty")]) == 1
     assert "weights are not needed" in capsys.readouterr().err
-    grpo = parse(["--config", str(RECIPES[0])])
+    grpo = parse_recipe(["--config", str(RECIPES[0])])
     with pytest.raises(ConfigError, match="GRPO and SFT have none"):
         dry_run(type(grpo)(grpo.model, grpo.data, grpo.evaluation, object()), LaunchConfig())
 

@@ -7,14 +7,14 @@ from conftest import tiny_model
 
 from rgsd import data as datasets
 from rgsd.cli import main
-from rgsd.cli.train import parse
+from rgsd.cli.train import parse_recipe
 from rgsd.workflows.starter import FILES, start
 
 
 def test_the_recipe_parses_and_points_at_the_rubrics(tmp_path):
     folder = tmp_path / 'my "own" rubrics'
     recipe, rubrics, _ = start(folder)
-    parsed = parse(["--config", str(recipe)])
+    parsed = parse_recipe(["--config", str(recipe)])
     assert parsed.data.data == str(rubrics)
     assert parsed.training.output_dir == str(folder / "run")
     assert parsed.model.model_name_or_path == "embedded-warm"

@@ -1,7 +1,11 @@
-"""The command line: `rgsd COMMAND ...`. Parses, calls, and turns errors into exit codes."""
+"""The command line: `rgsd COMMAND ...`. Runs one command and turns errors into exit codes.
+
+Each module is a command: its declaration (`COMMAND`, see `parsing.py`) and a `main` that calls a workflow.
+"""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import platform
@@ -14,48 +18,32 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-COMMANDS = {
-    "init": "write a commented recipe and rubrics of your own to begin with",
-    "doctor": "what is installed, which device, what is missing and how to get it",
-    "train": "train a model on rubric data, and measure it on held-out prompts",
-    "grpo": "train with judge-based GRPO, the peer, on the same data",
-    "sft": "fine-tune on the conditioned model's own responses, the off-policy control",
-    "gap": "before training: what the rubric in the prompt is worth to a model",
-    "eval": "measure models and runs on rubric data, with checks or an LLM judge",
-    "compare": "compare runs on the same prompts, criterion by criterion",
-    "audit": "false claims, overclaims and longer responses in the stored responses of runs",
-    "judge": "check a judge against human verdicts",
-    "data": "tell what a rubric file holds, and show an example as student and teacher read it",
-    "lab": "the paper's comparisons in minutes on a CPU, with an exact judge",
-    "warmstart": "teach a small base model to follow a rubric that it is shown (supervised, before RGSD)",
-    "report": "one HTML page about runs: result, curves, cost, criteria, responses side by side",
-    "explain": "colour each token of a response by how far the rubric pulls it; before any training, too",
-    "export": "write a run's trained model as a folder that transformers and vLLM load",
-}
+COMMANDS = (
+    "init", "doctor", "data", "gap", "explain", "train", "eval", "report", "export",
+    "compare", "audit", "judge", "grpo", "sft", "warmstart", "lab",
+)  # fmt: skip
+"""Modules of this package, one per command, in the order of a first project."""
 
-
-FAULTS_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
-GO_ON = "Make room or choose another folder; what was written before is kept, and the same command goes on from it"
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 UNEXPECTED = 70
-"""The exit code of an error that rgsd does not explain: EX_SOFTWARE of sysexits.h."""
+"""Exit code of an error that rgsd does not explain: EX_SOFTWARE of sysexits.h."""
 DEBUG = "RGSD_DEBUG"
-"""Set by `--debug`; processes that a launcher starts inherit it."""
+"""Environment variable that `--debug` sets; launched processes inherit it."""
 TRAINERS_DEBUG = ("underflow_overflow", "tpu_metrics_debug")
-"""Values of transformers' own setting `debug`, which keeps its meaning when it has one of these."""
+"""With one of these values `--debug` keeps its meaning in transformers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 1 on an error that rgsd explains, 2 on a wrong call, 70 on an unexpected error, which is one line
-        here and a traceback in a log file (`--debug` prints the traceback too), 130 on Ctrl-C, 143 on SIGTERM.
+        0 for success, 1 for an error that rgsd explains, 2 for a command line or recipe that cannot be parsed, 70 for
+        an unexpected error (one line here, the traceback in a log file; `--debug` prints it too), 130 for Ctrl-C, 143
+        for SIGTERM.
     """
     args, is_debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     if not args or args[0] in ("-h", "--help"):
-        print("usage: rgsd COMMAND ...\n")
-        print("\n".join(f"  {name:<10} {help}" for name, help in COMMANDS.items()))
-        print("\n`rgsd COMMAND --help` lists a command's settings. `--debug` prints the traceback of any error.")
+        print(_overview())
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
         from importlib.metadata import version
@@ -63,19 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rgsd {version('rgsd')}")
         return 0
     if args[0] not in COMMANDS:
-        print(f"rgsd: unknown command {args[0]!r}, known: {', '.join(COMMANDS)}", file=sys.stderr)
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+        print(f"rgsd: unknown command {args[0]!r}, {hint}", file=sys.stderr)
         return 2
-    # TRL reports each trainer that is built to the hub. huggingface_hub reads this when it is imported.
+    # TRL reports every trainer that is built to the hub. huggingface_hub reads this variable at import.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not os.environ.get("RGSD_VERBOSE"):
-        # The bar of GGUF files knows no other switch, and tqdm reads this one when it is imported.
+        # The progress bar of GGUF files has no other switch; tqdm reads this variable at import.
         os.environ.setdefault("TQDM_DISABLE", "1")
     if is_debug:
         os.environ[DEBUG] = "1"
     from rgsd.redaction import RedactingStream
 
     out, err = sys.stdout, sys.stderr
-    # Whatever prints, libraries too: no credential reaches the terminal.
+    # Libraries print too; no credential may reach the terminal.
     sys.stdout, sys.stderr = cast(Any, RedactingStream(out)), cast(Any, RedactingStream(err))
     try:
         return _run(args[0], args[1:], is_debug=bool(os.environ.get(DEBUG)))
@@ -85,9 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.pop(DEBUG, None)
 
 
+def _overview() -> str:
+    """All commands with their summaries. Their modules import neither torch nor transformers."""
+    lines = ["Usage: rgsd COMMAND [ARGUMENT ...] [--SETTING VALUE ...]", ""]
+    lines += [f"  {name:<10} {import_module(f'rgsd.cli.{name}').COMMAND.summary}" for name in COMMANDS]
+    return "\n".join([*lines, "", "`rgsd COMMAND --help` lists a command's settings; `--debug` prints tracebacks."])
+
+
 def _run(name: str, args: list[str], *, is_debug: bool) -> int:
-    """The command, its errors turned into a line and an exit code."""
-    from rgsd.errors import Interrupted, RGSDError
+    """Run a command and turn its errors into one line and an exit code."""
+    from rgsd.errors import Interrupted, RGSDError, UsageError
     from rgsd.redaction import redact
 
     def fail(text: str, code: int) -> int:
@@ -99,18 +96,26 @@ def _run(name: str, args: list[str], *, is_debug: bool) -> int:
     try:
         command: Callable[[list[str]], int] = import_module(f"rgsd.cli.{name}").main
         return command(args)
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except UsageError as error:
+        return fail(str(error), 2)
     except RGSDError as error:
         return fail(str(error), 143 if isinstance(error, Interrupted) else 1)
-    except BrokenPipeError:  # the reader of our output has gone, as `rgsd data X | head` does
+    except BrokenPipeError:  # the reader has gone, as in `rgsd data X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return fail("interrupted", 130)
-    except Exception as error:  # nothing goes beyond this: the user gets a line, the traceback a file
-        if isinstance(error, OSError) and error.errno in FAULTS_OF_THE_DISK:
-            return fail(f"cannot write {error.filename or 'a file'}: {error.strerror}. {GO_ON}", 1)
-        log = _log_of(name, args)
-        where = f"the traceback is in {log}" if log else "its traceback could not be written to a file: use --debug"
+    except Exception as error:  # the last resort: one line for the user, the traceback in a file
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return fail(
+                f"cannot write {error.filename or 'a file'}: {error.strerror}. Free some space or choose another "
+                "folder; earlier results are kept, and the same command resumes from them",
+                1,
+            )
+        log = _write_log(name, args)
+        where = f"the traceback is in {log}" if log else "the traceback could not be saved: add --debug to print it"
         first = (str(error).strip() or "no message").splitlines()[0]
         return fail(
             f"unexpected {type(error).__name__}: {redact(first)[:300]}. This is a bug in rgsd; {where}", UNEXPECTED
@@ -118,7 +123,7 @@ def _run(name: str, args: list[str], *, is_debug: bool) -> int:
 
 
 def _without_debug(args: list[str]) -> tuple[list[str], bool]:
-    """The arguments without a `--debug` of ours, and whether there was one."""
+    """The arguments without our `--debug`, and whether it was there."""
     left = [
         word
         for i, word in enumerate(args)
@@ -127,8 +132,8 @@ def _without_debug(args: list[str]) -> tuple[list[str], bool]:
     return left, len(left) < len(args)
 
 
-def _log_of(name: str, args: Sequence[str]) -> Path | None:
-    """Write the current exception, its command and the versions to a new file; None where none can be written."""
+def _write_log(name: str, args: Sequence[str]) -> Path | None:
+    """Write the current exception, the command and the versions to a new log file; None when no folder is writable."""
     from importlib.metadata import version
 
     from rgsd.redaction import redact, redact_arguments

@@ -1,29 +1,27 @@
-"""`rgsd audit RUN [RUN:ARM ...] --judge J`: false claims, overclaims, longer responses."""
+"""`rgsd audit RUN[:ARM] [...]`: check stored responses for false claims, overclaims and padding."""
 
 from __future__ import annotations
 
-USAGE = """usage: rgsd audit RUN[:ARM] [...] [--audits length,claims,overclaim] [--judge J] [--FIELD VALUE ...]
+from rgsd.cli.parsing import Command, Positional, quieten
 
-Looks at the stored responses of runs of `rgsd train`, `grpo` or `eval`; lengths are compared with the first arm's.
-Without ARM, all arms of the run. `length` needs no judge; `claims` and `overclaim` need an LLM judge.
-"""
+COMMAND = Command(
+    name="audit",
+    summary="check the stored responses of runs for false claims, overclaims and length",
+    settings=("rgsd.evaluation.audits:AuditConfig", "rgsd.judges:JudgeConfig"),
+    positionals=(Positional("run", "FOLDER (all of its arms) or FOLDER:ARM; lengths are relative to the first", "+"),),
+    examples=("rgsd audit runs/mine --audits length", "rgsd audit runs/mine --judge openai/gpt-5.4"),
+    details="`length` needs no judge; `claims` and `overclaim` need an LLM judge.",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Audit the stored responses of runs."""
-    from rgsd.cli.train import parse_plain, quieten, split_names
-    from rgsd.evaluation.audits import AuditConfig, audit, check_audit, show_audit
-    from rgsd.judges import JudgeConfig
-
-    names, flags = split_names(argv)
-    if "--help" in flags or "-h" in flags:
-        print(USAGE)
-    elif not names:
-        print(USAGE)
-        return 2
+    """Audit the stored responses; exit code 1 when the judge read too few of them."""
+    parsed = COMMAND.parse(argv)
     quieten()
-    judge, settings = parse_plain((JudgeConfig, AuditConfig), flags, "audit")
-    found = audit(names, judge, settings)
-    show_audit(found)
-    check_audit(found, settings.min_coverage)
+    from rgsd.evaluation.audits import audit, check_audit, show_audit
+
+    settings, judge = parsed.settings
+    findings = audit(parsed.positionals["run"], judge, settings)
+    show_audit(findings)
+    check_audit(findings, settings.min_coverage)
     return 0

@@ -1,54 +1,49 @@
-"""`rgsd compare RUN_A RUN_B [RUN_C ...]`: what won, by how much, and whether another judge says the same."""
+"""`rgsd compare RUN_A RUN_B [...]`: which run scores higher, by how much, and whether another judge agrees."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 
-USAGE = """rgsd compare RUN_A RUN_B [RUN_C ...] [--arm ARM] [--by JUDGE] [--judge2 JUDGE ...]
-                    [--second_judge J [--judge_FIELD VALUE ...] [--data D]] [--seed S] [--output FILE.json]
+from rgsd.cli.parsing import Command, Positional
+from rgsd.errors import UsageError
 
-RUN is a run's folder, or FOLDER:ARM for another arm than `trained`. All are compared with the first, on the prompts
-that they share and by the judge that judged all of them. With --second_judge, J judges the stored responses too
-(its settings as in `rgsd eval`, e.g. --judge_api_base URL); its rows are kept in the runs and judged once."""
+COMMAND = Command(
+    name="compare",
+    summary="compare runs prompt by prompt and criterion by criterion, with a second judge if you name one",
+    settings=("rgsd.evaluation.compare.config:CompareConfig", "rgsd.judges:JudgeConfig"),
+    positionals=(Positional("run", "FOLDER or FOLDER:ARM; the first is the baseline of the others", "+"),),
+    examples=(
+        "rgsd compare runs/grpo runs/mine",
+        "rgsd compare runs/grpo runs/mine --judge anthropic/claude-opus-4-1 -o comparison.json",
+    ),
+    details="Compares all runs with the first, on the prompts that all of them share and by a judge that scored all of "
+    "them. With --judge, that judge scores the stored responses too; the runs keep its verdicts, so it never "
+    "scores a response twice.",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Compare runs; exit code 0 whatever came out."""
-    parser = argparse.ArgumentParser(prog="rgsd compare", usage=USAGE, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="FOLDER or FOLDER:ARM; the first is the one to beat")
-    parser.add_argument("--arm", help="arm of the runs that name none; unset: `trained`, or the only one")
-    parser.add_argument("--by", metavar="JUDGE", help="compare by this judge's rows; unset: the first that all have")
-    parser.add_argument("--judge2", nargs="+", default=[], metavar="JUDGE", help="second judges, by name; unset: all")
-    parser.add_argument("--second_judge", metavar="J", help="let this judge judge the stored responses too")
-    parser.add_argument("--data", help="rubric data for it, where they no longer lie where the run says")
-    parser.add_argument("--schema", help="schema of --data; unset: recognised")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--output", help="write everything to this .json file")
-    args, rest = parser.parse_known_args(argv)
-    if rest and not args.second_judge:
-        parser.error(f"unknown: {' '.join(rest)} (settings of a judge need --second_judge)")
+    """Compare runs; exit code 0 for any outcome."""
+    parsed = COMMAND.parse(argv)
+    settings, judge = parsed.settings
+    if "judge" not in parsed.given:
+        if unused := sorted(name for name in parsed.given if name.startswith("judge_")):
+            raise UsageError(f"{', '.join(f'--{n}' for n in unused)} configures a judge: name one with --judge")
+        judge = None
     from rgsd.evaluation.compare import SecondJudge, compare_runs, show
     from rgsd.runs import write_json
 
-    second = None
-    if args.second_judge:
-        from rgsd.cli.train import parse_plain
-        from rgsd.judges import JudgeConfig
-
-        (config,) = parse_plain((JudgeConfig,), ["--judge", args.second_judge, *rest], "compare")
-        second = SecondJudge(config, args.data, args.schema)
     table = compare_runs(
-        args.runs,
-        arm=args.arm,
-        by=args.by,
-        judge2=args.judge2,
-        second=second,
-        seed=args.seed,
+        parsed.positionals["run"],
+        arm=settings.arm,
+        by=settings.by,
+        judge2=settings.judge2,
+        second=None if judge is None else SecondJudge(judge, settings.data, settings.schema),
+        seed=settings.seed,
         command=shlex.join(["rgsd", "compare", *argv]),
     )
     show(table)
-    if args.output:
-        write_json(args.output, table)
-        print(f"Everything: {args.output}")
+    if settings.output:
+        write_json(settings.output, table)
+        print(f"Comparison: {settings.output}")
     return 0

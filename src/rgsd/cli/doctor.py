@@ -1,61 +1,28 @@
-"""`rgsd doctor`: what is installed, which device, what is missing and how to get it."""
+"""`rgsd doctor`: check the installation and this machine."""
 
 from __future__ import annotations
 
-import argparse
+from rgsd.cli.parsing import Command
+
+COMMAND = Command(
+    name="doctor",
+    summary="check packages, device, memory and keys, and say how to install what is missing",
+    settings=("rgsd.workflows.doctor:DoctorConfig",),
+    examples=("rgsd doctor", "rgsd doctor --json"),
+    details="Prints whether API keys are set, never their values. Exits with code 1 when this machine cannot train.",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Print what this machine has; exit code 1 when rgsd could not train on it."""
-    parser = argparse.ArgumentParser(
-        prog="rgsd doctor",
-        description="What is installed, which device, what is missing and how to get it. Keys are never printed.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="everything as JSON")
-    args = parser.parse_args(argv)
+    """Print the state of this machine; exit code 1 when it cannot train."""
+    (settings,) = COMMAND.parse(argv).settings
     import json
 
-    from rgsd.workflows.doctor import examine
+    from rgsd.workflows.doctor import examine, show
 
-    found = examine()
-    if args.json:
-        print(json.dumps(found, indent=2))
+    state = examine()
+    if settings.json:
+        print(json.dumps(state, indent=2))
     else:
-        _show(found)
-    return 0 if found["can_train"] else 1
-
-
-def _show(found: dict) -> None:
-    device, memory, embedded = found["device"], found["memory"], found["embedded_model"]
-    print(
-        f"rgsd      {found['rgsd'] or 'not installed: run from its source'}, Python {found['python']}, "
-        f"{found['platform']}"
-    )
-    print(f"device    {device['kind']}: {', '.join(device['names']) or 'none'}, {device['cores']} cores")
-    for name, (free, total) in zip(device["names"], device.get("memory_free_and_total_gib", ()), strict=False):
-        print(f"          {name}: {free} of {total} GiB free")
-    if memory["total_gib"] is not None:
-        print(
-            f"memory    {memory['available_gib']} of {memory['total_gib']} GiB free; "
-            f"disk {memory['disk_free_gib']} GiB free"
-        )
-    print(f"packages  {', '.join(_version(p) for p in found['packages'])}")
-    have = [name for name, packages in found["extras"].items() if packages and all(p["is_ok"] for p in packages)]
-    print(f"extras    {', '.join(have) or 'none'}")
-    print(f"embedded  {', '.join(name for name, is_there in embedded.items() if is_there) or 'not installed'}")
-    print(f"hub       {'reachable' if found['hub']['is_reachable'] else 'not reachable'} ({found['hub']['why']})")
-    print(f"keys      {', '.join(f'{name} {_set(is_set)}' for name, is_set in found['keys'].items())}")
-    if found["missing"]:
-        print("\nMissing, each with how to get it:")
-        for one in found["missing"]:
-            print(f"  {one['what']}: {one['why']}\n      {one['how']}")
-    print("\nReady to train." if found["can_train"] else "\nNot ready to train: see what is missing.")
-
-
-def _version(package: dict) -> str:
-    return f"{package['name']} {package['installed'] or 'MISSING'}{'' if package['is_ok'] else ' (!)'}"
-
-
-def _set(is_set: bool) -> str:
-    return "set" if is_set else "not set"
+        show(state)
+    return 0 if state["can_train"] else 1

@@ -1,27 +1,30 @@
-"""`rgsd init [FOLDER]`: a recipe and rubrics of one's own to begin with."""
+"""`rgsd init [FOLDER]`: write a recipe and rubrics to start from."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
+
+from rgsd.cli.parsing import Command, Positional
+
+COMMAND = Command(
+    name="init",
+    summary="write a commented recipe and example rubrics to start from",
+    settings=("rgsd.workflows.starter:InitConfig",),
+    positionals=(Positional("folder", "folder to write to, created if needed (default: my-rubrics)", "?"),),
+    examples=("rgsd init my-rubrics", "rgsd train --config my-rubrics/recipe.yaml"),
+)
 
 
 def main(argv: list[str]) -> int:
-    """Write a recipe and rubric files, and say what comes next."""
-    parser = argparse.ArgumentParser(
-        prog="rgsd init",
-        description="Write a commented recipe and five prompts with rubrics, to be replaced by your own.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", nargs="?", default="my-rubrics", help="where to; unset: my-rubrics")
-    parser.add_argument("--overwrite", choices=["true", "false"], default="false", help="replace files that are there")
-    args = parser.parse_args(argv)
+    """Write the files and print the commands to run next."""
+    parsed = COMMAND.parse(argv)
     from rgsd.workflows.starter import start
 
-    recipe, rubrics, judged = start(args.folder, overwrite=args.overwrite == "true")
-    print(f"{recipe}  everything about one run, with comments")
-    print(f"{rubrics}  five prompts with criteria that a program checks: replace them by your own")
-    print(f"{judged}  the same without checks, for an LLM judge")
+    (settings,) = parsed.settings
+    recipe, rubrics, judged = start(parsed.positionals["folder"] or "my-rubrics", overwrite=settings.overwrite)
+    print(f"{recipe}  settings of one run, with comments")
+    print(f"{rubrics}  five prompts whose criteria have programmatic checks: replace them with your own")
+    print(f"{judged}  the same prompts without checks, for an LLM judge")
     run = shlex.quote(str(recipe.parent / "run"))
     print("\nNext:")
     print(f"  rgsd data {shlex.quote(str(rubrics))}")

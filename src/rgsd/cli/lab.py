@@ -1,50 +1,38 @@
-"""`rgsd lab [pretrain] [--full true] [--FIELD VALUE ...]`: the paper's comparisons in minutes, with an exact judge."""
+"""`rgsd lab [pretrain]`: the paper's comparisons in minutes, scored by an exact judge."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from rgsd.settings import setting
+from rgsd.cli.parsing import Command, quieten
 
-
-@dataclass
-class LabConfig:
-    """What the laboratory runs, and where to."""
-
-    out: str = setting("runs/lab", "Folder of the laboratory's run. The same command goes on with what it holds.")
-    full: bool = setting(False, "Run every arm, with five seeds, rather than the standard table with one.")
-    seeds: list[int] | None = setting(None, "Seeds; each is a task of its own. Unset: 0, or 0 to 4 with --full.")
-    arms: list[str] | None = setting(None, "Run these arms alone. Unset: the standard table, or all with --full.")
-    grid: list[str] | None = setting(None, "Files with arms of your own (docs/LAB.md), run beside the others.")
-    workers: int | None = setting(None, "Arms trained at a time, on one core each. Unset: as many as cores.")
-    overwrite: bool = setting(False, "Begin anew.")
-
-
-@dataclass
-class PretrainConfig:
-    """How the nano model is made again."""
-
-    out: str = setting("runs/nano", "Folder for weights, tokenizer and figures; new or empty.")
-    seed: int = setting(0, "Seed of weights, conversations and batches. The shipped model's is 0.")
-    steps: int | None = setting(None, "Optimizer steps. Unset: those of the shipped model.")
-    n_prompts: int | None = setting(None, "Measure on so many held-out prompts. Unset: all.")
+COMMAND = Command(
+    name="lab",
+    summary="run the paper's comparisons on a tiny model in minutes on a CPU, with an exact judge",
+    settings=("rgsd.lab.config:LabConfig",),
+    examples=("rgsd lab", "rgsd lab --full --output_dir runs/lab-full", "rgsd lab --grid my-arms.yaml --arms my-arm"),
+    details="`rgsd lab pretrain` trains the lab's model again from nothing and compares it with the one that ships.",
+)
+PRETRAIN = Command(
+    name="lab pretrain",
+    summary="train the lab's model from nothing and compare it with the one that ships",
+    settings=("rgsd.lab.config:PretrainConfig",),
+    examples=("rgsd lab pretrain --output_dir runs/nano",),
+)
 
 
 def main(argv: list[str]) -> int:
-    """Run the laboratory, or make its model anew."""
-    from rgsd.cli.train import parse_plain, quieten
-
+    """Run the lab's arms, or train its model again."""
+    is_pretraining = argv[:1] == ["pretrain"]
+    command, argv = (PRETRAIN, argv[1:]) if is_pretraining else (COMMAND, argv)
+    (settings,) = command.parse(argv).settings
     quieten()
-    if argv and argv[0] == "pretrain":
-        (settings,) = parse_plain((PretrainConfig,), argv[1:], "lab pretrain")
-        return _pretrain(settings)
-    (settings,) = parse_plain((LabConfig,), argv, "lab")
-    return _lab(settings)
+    return _pretrain(settings) if is_pretraining else _lab(settings)
 
 
-def _lab(settings: LabConfig) -> int:
+def _lab(settings: Any) -> int:
+    import json
+
     from rgsd.errors import ConfigError
     from rgsd.lab import page
     from rgsd.lab.claims import Figures, read
@@ -55,26 +43,26 @@ def _lab(settings: LabConfig) -> int:
     own = set(known) - set(load_arms())
     if settings.arms and (unknown := set(settings.arms) - set(known)):
         raise ConfigError(f"unknown arms {sorted(unknown)}, known: {', '.join(known)}")
-    wanted = settings.arms or [n for n, a in known.items() if settings.full or a.table or n in own]
-    arms = [known[n] for n in known if n in wanted]
+    chosen = settings.arms or [n for n, a in known.items() if settings.full or a.table or n in own]
+    arms = [known[n] for n in known if n in chosen]
     seeds = settings.seeds or (list(range(5)) if settings.full else [0])
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"seeds are {seeds}: different whole numbers from 0 on are wanted")
-    folder = run_lab(settings.out, arms, seeds, workers=settings.workers, overwrite=settings.overwrite)
+    folder = run_lab(settings.output_dir, arms, seeds, workers=settings.workers, overwrite=settings.overwrite)
     figures = Figures([m for job in jobs_of(folder, arms, seeds) for m in read(job)])
-    found = page.write(folder, figures, arms, json.loads((folder / LAB).read_text("utf-8")))
-    page.show(figures, found, folder)
+    claims = page.write(folder, figures, arms, json.loads((folder / LAB).read_text("utf-8")))
+    page.show(figures, claims, folder)
     return 0
 
 
-def _pretrain(settings: PretrainConfig) -> int:
+def _pretrain(settings: Any) -> int:
+    from pathlib import Path
+
     from rgsd.lab import nano
     from rgsd.lab.figures import Figures, compare
 
-    rebuilt = nano.pretrain(settings.out, seed=settings.seed, steps=settings.steps, n_prompts=settings.n_prompts)
+    rebuilt = nano.pretrain(settings.output_dir, seed=settings.seed, steps=settings.steps, n_prompts=settings.n_prompts)
     for name, arm in rebuilt.arms.items():
         print(f"  {name}: satisfaction {arm.satisfaction:.3f}, false claims {100 * arm.false_share:.0f} %")
     result = compare(rebuilt, Figures.read(nano.model_folder()))
     print("\n".join(result.lines))
-    print(f"Model: {Path(settings.out).resolve()}")
+    print(f"Model: {Path(settings.output_dir).resolve()}")
     return 0 if result.matches else 1

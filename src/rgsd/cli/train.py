@@ -1,41 +1,61 @@
-"""`rgsd train --config RECIPE.yaml [--FIELD VALUE ...]`."""
+"""`rgsd train --config RECIPE.yaml`, and what `rgsd grpo` and `rgsd sft` share with it."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import sys
-import warnings
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rgsd.cli.parsing import Command, quieten
+
+if TYPE_CHECKING:
+    from rgsd.workflows.train import Recipe
+
+TRAINING_SETTINGS = (
+    "trl:ModelConfig",
+    "rgsd.data.config:DataConfig",
+    "rgsd.evaluation.config:EvalConfig",
+    "rgsd.judges:JudgeConfig",
+    "rgsd.training.launch:LaunchConfig",
+    "rgsd.workflows.dry_run:DryRunConfig",
+)
+"""Settings of every command that trains, after those of its trainer."""
+
+COMMAND = Command(
+    name="train",
+    summary="train a model on rubric data with RGSD and evaluate it on held-out prompts",
+    settings=("rgsd.training.config:RGSDConfig", *TRAINING_SETTINGS),
+    examples=(
+        "rgsd train --config recipes/demo.yaml",
+        "rgsd train --config recipes/paper.yaml --data my_rubrics.jsonl --output_dir runs/mine",
+        "rgsd train --config recipes/paper.yaml --dry_run",
+        "rgsd train --config recipes/paper.yaml --accelerate_config fsdp2",
+    ),
+)
 
 
 def main(argv: list[str]) -> int:
-    """Train from a recipe; any field of it can be overridden by a flag."""
-    from rgsd.training.config import RGSDConfig
-
-    return run(argv, RGSDConfig, "train")
+    """Train with RGSD; any setting of the recipe can be overridden by a flag."""
+    return run(COMMAND, argv)
 
 
-def run(argv: list[str], kind: type, command: str) -> int:
-    """A command that trains: in this process, or in as many as the launcher's settings ask for."""
+def run(command: Command, argv: Sequence[str]) -> int:
+    """Train in this process, or in as many as the launch settings ask for."""
+    code = _launch_if_asked(command, argv)
+    if code is not None:
+        return code
+    recipe, launch, dry = parse_all(argv, command)
     quieten()
-    from rgsd.training.launch import is_launched, launch, launch_config, leave_group
-
-    settings = launch_config(argv)
-    is_many = settings.accelerate_config or (settings.num_processes or 1) > 1
-    if is_many and not is_launched() and "--help" not in argv and not is_dry(argv):
-        return launch(settings, command, argv)
-    recipe, dry = parse_all(argv, kind, command)
     if dry.dry_run:
         from rgsd.workflows.dry_run import dry_run
 
-        dry_run(recipe, settings, device_gib=dry.device_gib)
+        dry_run(recipe, launch, device_gib=dry.device_gib)
         return 0
+    import json
+
     from rgsd.evaluation.summaries import show_results
     from rgsd.progress import say
     from rgsd.runs import RESULTS
+    from rgsd.training.launch import leave_group
     from rgsd.workflows.train import train
 
     try:
@@ -49,103 +69,59 @@ def run(argv: list[str], kind: type, command: str) -> int:
     return 0
 
 
-def is_dry(argv: list[str]) -> bool:
-    """Whether a command line asks for a dry run, which takes one process whatever it says of others."""
-    return "--dry_run" in argv and _value_of("--dry_run", argv).lower() not in ("false", "no", "0")
-
-
-def parse(argv: list[str], kind: type | None = None, command: str = "train"):
-    """The recipe that a command line describes; `kind` is the trainer's settings, RGSDConfig by default.
+def parse_recipe(argv: Sequence[str], command: Command = COMMAND) -> Recipe:
+    """The recipe that a command line describes.
 
     Raises:
-        ConfigError: for a recipe that cannot be read, a field nobody knows, or settings that contradict each other.
+        ConfigError: for settings that cannot be parsed or contradict each other.
     """
-    return parse_all(argv, kind, command)[0]
+    return parse_all(argv, command)[0]
 
 
-def parse_all(argv: list[str], kind: type | None = None, command: str = "train"):
-    """The recipe, and whether it is only to be tried out.
+def parse_all(argv: Sequence[str], command: Command) -> tuple[Recipe, Any, Any]:
+    """The recipe, the launch settings and the dry-run settings.
 
     Raises:
-        ConfigError: as `parse`.
+        ConfigError: as `parse_recipe`.
     """
-    from trl import ModelConfig
-
-    from rgsd.data.config import DataConfig
-    from rgsd.evaluation.config import EvalConfig
-    from rgsd.judges import JudgeConfig
-    from rgsd.training.config import RGSDConfig
-    from rgsd.training.launch import LaunchConfig
-    from rgsd.workflows.dry_run import DryRunConfig
+    training, model, data, evaluation, judge, launch, dry = command.parse(argv).settings
+    check_model(training, model, command.name)
     from rgsd.workflows.train import Recipe
 
-    parts = (kind or RGSDConfig, ModelConfig, DataConfig, EvalConfig, JudgeConfig, LaunchConfig, DryRunConfig)
-    training, model, data, evaluation, judge, _, dry = parse_into(parts, argv, command)
-    return Recipe(model=model, data=data, evaluation=evaluation, training=training, judge=judge), dry
+    return Recipe(model=model, data=data, evaluation=evaluation, training=training, judge=judge), launch, dry
 
 
-def parse_into(parts: tuple[type, ...], argv: list[str], command: str) -> tuple[Any, ...]:
-    """YAML and flags into dataclasses, the first of which is the trainer's and the second TRL's `ModelConfig`.
+def check_model(training: Any, model: Any, command: str) -> None:
+    """Require a model, and replace TRL's default output folder by runs/COMMAND.
 
     Raises:
-        ConfigError: as `parse`.
+        ConfigError: when no model is named.
     """
     from rgsd.errors import ConfigError
 
-    parsed = parse_plain(parts, argv, command)
-    training, model = parsed[:2]
     if model.model_name_or_path is None:
-        raise ConfigError("which model? Set model_name_or_path to a hub id, a folder, a .gguf file or `embedded`")
+        raise ConfigError("model_name_or_path is unset: give a hub id, a folder, a .gguf file or `embedded`")
     if not training.output_dir or training.output_dir == "trainer_output":
         training.output_dir = f"runs/{command}"
-    return parsed
 
 
-def parse_plain(parts: tuple[type, ...], argv: list[str], command: str) -> tuple[Any, ...]:
-    """YAML and flags into dataclasses.
+def _launch_if_asked(command: Command, argv: Sequence[str]) -> int | None:
+    """Start the processes that the launch settings ask for, and return their exit code; None for a single process.
 
-    Raises:
-        ConfigError: as `parse`.
+    Only those settings are parsed here: building the trainer's config would initialize this process's device.
     """
-    import yaml
-    from trl import TrlParser
+    from rgsd.cli.parsing import HELP_FLAGS
+    from rgsd.training.launch import LaunchConfig, is_launched, launch
 
-    from rgsd.errors import ConfigError
-    from rgsd.redaction import remember_settings
+    if HELP_FLAGS & set(argv) or is_launched():
+        return None
+    (settings,) = command.peek(argv, LaunchConfig)
+    if not (settings.accelerate_config or (settings.num_processes or 1) > 1):
+        return None
+    from rgsd.workflows.dry_run import DryRunConfig
 
-    if "--config" in argv and not Path(_value_of("--config", argv)).is_file():
-        raise ConfigError(f"there is no recipe {_value_of('--config', argv)!r}: give the path of a .yaml file")
-    try:
-        parsed = TrlParser(parts, prog=f"rgsd {command}").parse_args_and_config(argv)  # pyright: ignore
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the recipe or its flags cannot be used: {error}") from error
-    for part in parsed:
-        remember_settings(vars(part))
-    return parsed
-
-
-def split_names(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words before the first flag, and the rest."""
-    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    return argv[:first], argv[first:]
-
-
-def _value_of(flag: str, argv: list[str]) -> str:
-    position = argv.index(flag) + 1
-    return argv[position] if position < len(argv) else ""
-
-
-def quieten() -> None:
-    """Libraries' chatter off; RGSD_VERBOSE=1 leaves it on."""
-    if os.environ.get("RGSD_VERBOSE"):
-        return
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
+    (dry,) = command.peek(argv, DryRunConfig)
+    if dry.dry_run:
+        return None
+    quieten()
+    return launch(settings, command.name, argv)

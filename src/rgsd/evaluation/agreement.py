@@ -29,6 +29,7 @@ from rgsd.judges import Judge, JudgeConfig, Usage, build_judge, try_out
 from rgsd.judges.config import MODES
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.progress import counting, say
+from rgsd.settings import setting
 
 SIGNS = ("all", "positive", "pitfall", "unstated")
 SHOWN_GROUPS = 12
@@ -59,6 +60,19 @@ class JudgedItems:
     problems: dict[str, int]
     usage: Usage
     n_responses: int
+
+
+@dataclass
+class AgreementConfig:
+    """How a judge is compared with human verdicts."""
+
+    modes: list[str] = setting(list(MODES), "Judge modes to check: batched, per_criterion or both.")
+    max_prompts: int | None = setting(None, "Check on this many prompts, drawn by the seed. Unset: all.")
+    seed: int = setting(0, "Seed of the draw and of the bootstrap.")
+    output: str | None = setting(None, "Write the whole result to this .json file.", aliases=["-o"])
+
+    def __post_init__(self) -> None:
+        self.modes = [mode for text in self.modes for mode in text.split(",") if mode]
 
 
 def check_file(

@@ -105,7 +105,8 @@ def _generator(ref: RunRef, settings: MeasureConfig) -> Generator:
     if settings.backend == "vllm":
         if ref.is_run:
             raise ConfigError(
-                f"vLLM loads model folders, but {ref.source} is a run: `rgsd export {ref.source} FOLDER` writes one"
+                f"vLLM loads model folders, but {ref.source} is a run: "
+                f"`rgsd export {ref.source} --output_dir FOLDER` writes one"
             )
         return VllmGenerator(ref.source, sampling, revision=settings.model_revision, dtype=settings.dtype)
     model, tokenizer = load_policy(ref, settings)

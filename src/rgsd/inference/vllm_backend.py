@@ -82,7 +82,7 @@ class VllmGenerator:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(
                 f"vLLM cannot load {model!r}: {reason}. Pass a hub id or a folder with config.json and safetensors "
-                "(`rgsd export RUN FOLDER` writes one), on a device with enough memory"
+                "(`rgsd export RUN --output_dir FOLDER` writes one), on a device with enough memory"
             ) from error
         self._tokenizer: Any = self._llm.get_tokenizer()
         self.sampling, self.batch_size = sampling, batch_size

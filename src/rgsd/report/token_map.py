@@ -55,7 +55,7 @@ MOST_NEAR = 5
 class ExplainConfig:
     """What is explained. Where `unset` says the run's, a model that is no run takes the value in brackets."""
 
-    output: str = setting("explain.html", "The page. A name that ends in .json gets the numbers instead.")
+    output: str = setting("explain.html", "The page, or a .json file for the numbers alone.", aliases=["-o"])
     keep: bool = setting(False, "Of a run: keep the map in its folder too, where `rgsd report` finds it.")
     overwrite: bool = setting(False, "Replace an output that is there.")
     response: str | None = setting(None, "A text file with the response to explain. Unset: stored, else sampled.")

@@ -11,7 +11,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,41 +41,6 @@ class LaunchConfig:
     main_process_ip: str | None = setting(None, "Address of machine 0.")
     main_process_port: int | None = setting(None, "A free port of machine 0. Unset: 29500, on one machine any.")
     gpu_ids: str | None = setting(None, "Accelerators to use on this machine, e.g. 0,1. Unset: all.")
-
-
-def launch_config(argv: Sequence[str]) -> LaunchConfig:
-    """The launcher's settings in a command line and in the recipe it names; nothing else of them is looked at.
-
-    Raises:
-        ConfigError: for a recipe that cannot be read, or a number that is none.
-    """
-    kinds = {f.name: f for f in fields(LaunchConfig)}
-    found: dict[str, Any] = {}
-    recipe = _value_of("--config", argv)
-    if recipe is not None and Path(recipe).is_file():
-        try:
-            given = yaml.safe_load(Path(recipe).read_text("utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the recipe {recipe!r} cannot be read: {error}") from error
-        found |= {k: v for k, v in given.items() if k in kinds} if isinstance(given, dict) else {}
-    found |= {name: value for name in kinds if (value := _value_of(f"--{name}", argv)) is not None}
-    for name, value in found.items():
-        if value is not None and "int" in str(kinds[name].type):
-            try:
-                found[name] = int(value)
-            except ValueError as error:
-                raise ConfigError(f"{name} must be a whole number, got {value!r}") from error
-    return LaunchConfig(**found)
-
-
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    value = None
-    for position, word in enumerate(argv):
-        if word == flag and position + 1 < len(argv):
-            value = argv[position + 1]
-        elif word.startswith(f"{flag}="):
-            value = word.split("=", 1)[1]
-    return value
 
 
 def is_launched() -> bool:
@@ -200,4 +165,4 @@ def leave_group() -> None:
         gc.collect()  # wrapped models, which hold on to the group, are in cycles
 
 
-__all__ = ["LaunchConfig", "launch", "launch_config", "leave_group"]
+__all__ = ["LaunchConfig", "launch", "leave_group"]

@@ -11,12 +11,15 @@ import platform
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+
+from rgsd.settings import setting
 
 SECONDS_FOR_THE_HUB = 4.0
 GIB = 2**30
@@ -30,6 +33,13 @@ EXTRAS_FOR = {
 }
 KEYS = ("RGSD_JUDGE_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 """Looked for by name; others that end in _API_KEY are named when they are set."""
+
+
+@dataclass
+class DoctorConfig:
+    """How the state of this machine is printed."""
+
+    json: bool = setting(False, "Print everything as JSON.")
 
 
 def examine(*, ask_hub: Callable[[], dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -244,3 +254,39 @@ def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
             }
         )
     return said
+
+
+# --- Printing ------------------------------------------------------------------------------------------------------
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what `examine` found."""
+    device, memory, embedded = found["device"], found["memory"], found["embedded_model"]
+    print(
+        f"rgsd      {found['rgsd'] or 'not installed: run from its source'}, Python {found['python']}, "
+        f"{found['platform']}"
+    )
+    print(f"device    {device['kind']}: {', '.join(device['names']) or 'none'}, {device['cores']} cores")
+    for name, (free, total) in zip(device["names"], device.get("memory_free_and_total_gib", ()), strict=False):
+        print(f"          {name}: {free} of {total} GiB free")
+    if memory["total_gib"] is not None:
+        print(
+            f"memory    {memory['available_gib']} of {memory['total_gib']} GiB free; "
+            f"disk {memory['disk_free_gib']} GiB free"
+        )
+    print(f"packages  {', '.join(_package_text(p) for p in found['packages'])}")
+    have = [name for name, packages in found["extras"].items() if packages and all(p["is_ok"] for p in packages)]
+    print(f"extras    {', '.join(have) or 'none'}")
+    print(f"embedded  {', '.join(name for name, is_there in embedded.items() if is_there) or 'not installed'}")
+    print(f"hub       {'reachable' if found['hub']['is_reachable'] else 'not reachable'} ({found['hub']['why']})")
+    keys = (f"{name} {'set' if is_set else 'not set'}" for name, is_set in found["keys"].items())
+    print(f"keys      {', '.join(keys)}")
+    if found["missing"]:
+        print("\nMissing, each with how to get it:")
+        for one in found["missing"]:
+            print(f"  {one['what']}: {one['why']}\n      {one['how']}")
+    print("\nReady to train." if found["can_train"] else "\nNot ready to train: see what is missing.")
+
+
+def _package_text(package: dict[str, Any]) -> str:
+    return f"{package['name']} {package['installed'] or 'MISSING'}{'' if package['is_ok'] else ' (!)'}"

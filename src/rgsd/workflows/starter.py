@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from rgsd.errors import RunError
+from rgsd.settings import setting
 
 FILES = ("recipe.yaml", "rubrics.jsonl", "rubrics-judged.jsonl")
 """What is written: the recipe; five prompts whose criteria have checks; the same without, for an LLM judge."""
 PLACEHOLDER = "FOLDER"
+
+
+@dataclass
+class InitConfig:
+    """Whether existing files may be replaced."""
+
+    overwrite: bool = setting(False, "Replace files that exist.")
 
 
 def start(folder: str | Path, *, overwrite: bool = False) -> list[Path]:

@@ -140,8 +140,7 @@ def _second_names(arms: Sequence[EvalArm], judge: str, wanted: Sequence[str]) ->
         if name not in common:
             judges = "; ".join(f"{a.label}: {', '.join(map(repr, a.by_judge))}" for a in arms)
             raise RunError(
-                f"{name!r} did not judge all of the runs. Their judges are {judges}: let it judge them with "
-                "--second_judge"
+                f"{name!r} did not judge all of the runs. Their judges are {judges}: let it judge them with --judge"
             )
     return list(dict.fromkeys(wanted)) or [j for j in common if j != judge]
 

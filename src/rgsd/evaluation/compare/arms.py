@@ -78,7 +78,7 @@ def choose_judge(arms: Sequence[EvalArm], wanted: str | None = None) -> str:
     problem = f"{wanted!r} did not judge all of the runs" if wanted else "no judge judged all of the runs"
     raise RunError(
         f"{problem}: {judges}. Verdicts of different judges are never compared: let one judge them all, "
-        "rgsd compare ... --second_judge J"
+        "rgsd compare ... --judge J"
     )
 
 

@@ -249,8 +249,7 @@ def plan_second(arms: Sequence[EvalArm], name: str, by: str | None = None) -> Se
     is_first_everywhere = all(next(iter(a.by_judge)) == name for a in arms)
     if by == name or is_first_everywhere:
         raise ConfigError(
-            f"second_judge is {name!r}, whose verdicts are compared: name another judge, or compare by another one "
-            "with --by"
+            f"judge is {name!r}, whose verdicts are compared: name another judge, or compare by another one with --by"
         )
     if not others and by is None:
         return SecondPlan(by=name, judge2=[], ids=None)
