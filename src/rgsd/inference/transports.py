@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -282,6 +282,9 @@ class LiteLLMTransport:
             return ChatFault(Problem.CONNECTION, reason, was_sent=False)
         if isinstance(error, self._litellm.exceptions.APIConnectionError):
             return ChatFault(Problem.CONNECTION, text)
+        if status is not None and status >= 500 and not _was_refused(error):
+            # LiteLLM reports a reply that broke off or cannot be read as a status of its own.
+            return ChatFault(Problem.MALFORMED, text, status=status)
         if status is not None:
             headers = getattr(error, "litellm_response_headers", None) or getattr(
                 getattr(error, "response", None), "headers", None
@@ -442,18 +445,31 @@ def one_line(text: str, most: int = 300) -> str:
     return text if len(text) <= most else text[:most] + " ..."
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    for _ in range(10):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _not_connected(error: BaseException) -> str | None:
     """Why there was no connection, if that is what caused an error: LiteLLM calls it a server error."""
     import httpx
 
-    cause: BaseException | None = error
-    for _ in range(10):
-        if cause is None:
-            return None
+    for cause in _causes(error):
         if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | ConnectionRefusedError):
             return f"no connection: {cause!r}"
-        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _was_refused(error: BaseException) -> bool:
+    """Whether a server's own status caused an error. LiteLLM's exceptions carry one that may be made up."""
+    return any(
+        getattr(cause, "response", None) is not None and not type(cause).__module__.startswith("litellm")
+        for cause in _causes(error)
+    )
 
 
 def parse_retry_after(value: str | None) -> float | None:
