@@ -139,9 +139,7 @@ def gap(
     return run
 
 
-def _scores(
-    parts: _Gap, judge: Judge
-) -> tuple[dict[str, list[Sample]], dict[str, dict[str, Any]], dict[str, int]]:
+def _scores(parts: _Gap, judge: Judge) -> tuple[dict[str, list[Sample]], dict[str, dict[str, Any]], dict[str, int]]:
     """The samples of every arm, the gaps of every template, and how many prompts chose the best one."""
     settings, examples, names = parts.settings, parts.examples, parts.config.templates
     generator = parts.generator(settings.max_new_tokens)

@@ -223,7 +223,9 @@ def arm_usage(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
     """What judging an arm cost, by the run's ledger of requests: requests of killed processes are in no sample."""
     totals = usage_totals(samples)
     recorded = ledger_usage(run.folder / JUDGE_REQUESTS, samples[0].arm, samples[0].judge) if samples else None
-    if recorded is None or recorded.calls < totals["calls"]:  # no ledger, or one that misses samples of an older version
+    if (
+        recorded is None or recorded.calls < totals["calls"]
+    ):  # no ledger, or one that misses samples of an older version
         return totals
     return totals | {name: value for name, value in asdict(recorded).items() if name != "cached"}
 
@@ -257,7 +259,10 @@ def results(
     roles = run.roles
     return {
         "kind": run.meta.get("kind"),
-        "arms": [summarise(samples, seed=seed) | {"role": roles.get(arm), "usage": arm_usage(run, samples)} for arm, samples in arms.items()],
+        "arms": [
+            summarise(samples, seed=seed) | {"role": roles.get(arm), "usage": arm_usage(run, samples)}
+            for arm, samples in arms.items()
+        ],
         "differences": differences,
         "baseline": baseline,
         "met_by_tag": {arm: met_by_tag(samples) for arm, samples in arms.items()},
