@@ -223,9 +223,8 @@ def arm_usage(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
     """What judging an arm cost, by the run's ledger of requests: requests of killed processes are in no sample."""
     totals = usage_totals(samples)
     recorded = ledger_usage(run.folder / JUDGE_REQUESTS, samples[0].arm, samples[0].judge) if samples else None
-    if (
-        recorded is None or recorded.calls < totals["calls"]
-    ):  # no ledger, or one that misses samples of an older version
+    # A run of an older version has no ledger, or one that begins after its first samples.
+    if recorded is None or recorded.calls < totals["calls"]:
         return totals
     return totals | {name: value for name, value in asdict(recorded).items() if name != "cached"}
 
