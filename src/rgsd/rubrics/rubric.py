@@ -241,8 +241,8 @@ def length_adjustment(response: str) -> float:
     """HealthBench Professional's length term, added to an example's score. Negative above 2,000 characters.
 
     The authors' term is linear on both sides of 2,000 characters, without a floor, so short responses gain: an
-    empty one gains 0.0588. Scores by tag do not include it. Source: `calculate_length_adjusted_score` in `healthbench_eval.py` of
-    openai/simple-evals (pull request 108); arXiv 2604.27470, section 4.1.
+    empty one gains 0.0588. Scores by tag do not include it. Source: `calculate_length_adjusted_score` in
+    `healthbench_eval.py` of openai/simple-evals (pull request 108); arXiv 2604.27470, section 4.1.
     """
     return -LENGTH_PENALTY_PER_500_CHARS * (len(response) - LENGTH_CENTER_CHARS) / 500
 
