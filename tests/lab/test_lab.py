@@ -159,7 +159,7 @@ def test_with_seeds_the_interval_is_students_over_their_means():
         r.values["satisfaction"].mean() - q.values["satisfaction"].mean()
         for r, q in zip(runs[:3], runs[3:], strict=True)
     ]
-    half = 4.30265 * np.std(means, ddof=1) / np.sqrt(3)
+    half = 4.302652729911275 * np.std(means, ddof=1) / np.sqrt(3)
     assert found.mean == pytest.approx(np.mean(means))
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
     assert (found.n_seeds, found.n_prompts) == (3, 120)

@@ -37,6 +37,8 @@ from rgsd.errors import CheckUndecided, DataError
 from rgsd.judges.judgement import Judgement, Task
 from rgsd.rubrics import Example, Verdict
 
+CHECKS_VERSION = 1
+"""Raise it when a check can decide the same text differently: verdicts stored under another version are not reused."""
 PLAIN = str.maketrans(
     {"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u00a0": " "}
 )
@@ -306,6 +308,7 @@ class ChecksJudge:
     """
 
     name = "checks"
+    identity = ("checks", CHECKS_VERSION)
 
     def judge(self, example: Example, response: str) -> Judgement:
         """One verdict a criterion, in the rubric's order."""

@@ -230,9 +230,9 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A digest of every value of a model as it is in memory: its state, its configuration and the adapters' settings.
+    """A digest of every value of a model in memory: its state, its configuration and the adapters' settings.
 
-    A tensor at a time; on one core about a gigabyte a second.
+    Reads one tensor at a time, and takes about 3 seconds per GiB on one core.
     """
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
