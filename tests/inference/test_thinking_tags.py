@@ -2,11 +2,12 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_model
 
-from rgsd.data.config import DataConfig
+from rgsd.data.config import DataConfig, Sides
 from rgsd.evaluation import gap
 from rgsd.evaluation.config import EvalConfig, MeasureConfig
 from rgsd.evaluation.gap import GapConfig
@@ -16,7 +17,9 @@ from rgsd.judges import ChecksJudge, JudgeConfig
 from rgsd.runs import create_run
 from rgsd.training.config import RGSDConfig
 from rgsd.workflows import train as pipeline
-from rgsd.workflows.train import Recipe
+from rgsd.workflows.opening import OpenedRun
+from rgsd.workflows.recipe import Recipe
+from rgsd.workflows.setup import Job, Setup
 
 OPEN, CLOSE = "[THINK]", "[/THINK]"
 
@@ -43,7 +46,9 @@ def test_the_pipelines_arms_are_judged_by_their_answers(special, examples, tmp_p
     args = RGSDConfig(str(tmp_path / "out"), think_open_tag=OPEN, think_close_tag=CLOSE, use_cpu=True, report_to="none")
     recipe = Recipe(None, DataConfig(), EvalConfig(), args)
     run = create_run(str(tmp_path / "run"), {})
-    rows = pipeline._arm("base", "weights", tiny_model(special), special, examples, recipe, run, ChecksJudge())
+    job = Job(recipe, OpenedRun(run), Sides([], examples), ChecksJudge(), is_evaluated=True)
+    setup = Setup(SimpleNamespace(processing_class=special), "weights", None)
+    rows = pipeline._evaluate(job, setup, "base", tiny_model(special), "weights")
     assert {s.judged_text for s in rows} == {"Rest."}
 
 

@@ -27,7 +27,7 @@ from rgsd.runs import ADAPTER, MODEL
 from rgsd.training.grpo import RubricGRPOConfig, RubricGRPOTrainer
 from rgsd.training.sft import RubricSFTConfig, RubricSFTTrainer
 from rgsd.training.trainer import RGSDTrainer
-from rgsd.workflows.train import _save
+from rgsd.workflows.saving import save_policy
 
 SMALL = 3e-4
 """Deviation of B after some steps at lr 5e-5: the update lies far below a bfloat16 step of the weights."""
@@ -169,7 +169,7 @@ def test_the_policy_that_is_evaluated_is_the_student(tmp_path, tokenizer, exampl
     student = trainer.accelerator.unwrap_model(trainer.model).eval()
     stir_adapters(student, SMALL)
     want, base = logits(student), base_logits(student)
-    evaluated = _save(trainer, tokenizer, SimpleNamespace(folder=tmp_path / "run"))
+    evaluated = save_policy(trainer, tokenizer, SimpleNamespace(folder=tmp_path / "run"))
     assert survived(want, logits(evaluated), base) > 0.999
     assert kl(want, logits(evaluated)) < 1e-3 * kl(want, base)
 

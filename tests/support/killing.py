@@ -35,7 +35,7 @@ PLACES = {
     "before the rename": ("rgsd.training.checkpoints:_write_manifest", "after"),
     "after the rename": ("rgsd.training.checkpoints:_put_in_place", "after"),
     "evaluation": ("rgsd.inference:TransformersGenerator.generate", "after"),
-    "final save": ("rgsd.workflows.train:_save", "after"),
+    "final save": ("rgsd.workflows.train:save_policy", "after"),
     "results": ("rgsd.runs:Run.write", "before"),
     "model loaded": ("rgsd.models:load_model", "after"),
     "merged": ("rgsd.models.adapters:merge_and_unload", "after"),

@@ -26,10 +26,9 @@ def main(argv: list[str]) -> int:
     """Compare runs; exit code 0 for any outcome."""
     parsed = COMMAND.parse(argv)
     settings, judge = parsed.settings
-    if "judge" not in parsed.given:
-        if unused := sorted(name for name in parsed.given if name.startswith("judge_")):
-            raise UsageError(f"{', '.join(f'--{n}' for n in unused)} configures a judge: name one with --judge")
-        judge = None
+    unused = sorted(name for name in parsed.given if name.startswith("judge_"))
+    if unused and "judge" not in parsed.given:
+        raise UsageError(f"{', '.join(f'--{n}' for n in unused)} configures a judge: name one with --judge")
     from rgsd.evaluation.compare import SecondJudge, compare_runs, show
     from rgsd.runs import write_json
 
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> int:
         arm=settings.arm,
         by=settings.by,
         judge2=settings.judge2,
-        second=None if judge is None else SecondJudge(judge, settings.data, settings.schema),
+        second=SecondJudge(judge, settings.data, settings.schema) if "judge" in parsed.given else None,
         seed=settings.seed,
         command=shlex.join(["rgsd", "compare", *argv]),
     )

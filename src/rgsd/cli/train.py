@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rgsd.cli.parsing import Command, quieten
 
 if TYPE_CHECKING:
-    from rgsd.workflows.train import Recipe
+    from rgsd.workflows.recipe import Recipe
 
 TRAINING_SETTINGS = (
     "trl:ModelConfig",
@@ -86,7 +86,7 @@ def parse_all(argv: Sequence[str], command: Command) -> tuple[Recipe, Any, Any]:
     """
     training, model, data, evaluation, judge, launch, dry = command.parse(argv).settings
     check_model(training, model, command.name)
-    from rgsd.workflows.train import Recipe
+    from rgsd.workflows.recipe import Recipe
 
     return Recipe(model=model, data=data, evaluation=evaluation, training=training, judge=judge), launch, dry
 

@@ -245,7 +245,7 @@ def recipe_of(command: str, settings: dict[str, Any]) -> Any:
     from rgsd.training.config import RGSDConfig
     from rgsd.training.grpo import RubricGRPOConfig
     from rgsd.training.sft import RubricSFTConfig
-    from rgsd.workflows.train import Recipe
+    from rgsd.workflows.recipe import Recipe
 
     kinds: dict[str, Any] = {"train": RGSDConfig, "grpo": RubricGRPOConfig, "sft": RubricSFTConfig}
     parts: Any = (kinds[command], ModelConfig, DataConfig, EvalConfig, JudgeConfig)

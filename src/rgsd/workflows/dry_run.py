@@ -29,7 +29,7 @@ from rgsd.training.config import RGSDConfig
 from rgsd.training.launch import LaunchConfig, config_file
 from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows import costs
-from rgsd.workflows.train import Recipe
+from rgsd.workflows.recipe import Recipe
 
 LAYERS, HEAD_DIM = 2, 8
 MOST_RESPONSE = 16

@@ -1,0 +1,115 @@
+"""Opening a training run's folder, anew or to resume it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rgsd.errors import RunError
+from rgsd.progress import say
+from rgsd.redaction import without_credentials
+from rgsd.runs import METRICS, RECORD, ROLLOUTS, Run, create_run, open_run
+from rgsd.training.changes import PROCESSES, Change, changes, recorded
+from rgsd.training.checkpoints import agree, checkpoints, step_of, trim_lines
+from rgsd.workflows.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run's folder, ready to be written to.
+
+    Args:
+        run: the folder.
+        changes: settings whose values differ from those that a resumed run had so far.
+    """
+
+    run: Run
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def has_other_held_out_prompts(self) -> bool:
+        """Whether a change of settings selects other prompts for the evaluation."""
+        return any(c.setting in ("max_eval_prompts", "evaluate") for c in self.changes)
+
+    def check_unchanged(self, fingerprints: Mapping[str, str]) -> None:
+        """Require that a resumed run still has the data, the model and the template that it started with.
+
+        Raises:
+            RunError: naming each fingerprint that differs.
+        """
+        meta = self.run.meta
+        differing = [name for name, value in fingerprints.items() if meta.get(name, value) != value]
+        if meta.get("resumed") and differing:
+            found = ", ".join(f"{name} was {meta[name]} and is now {fingerprints[name]}" for name in differing)
+            raise RunError(
+                f"cannot resume {self.run.folder}: {found}. Restore the data, model and template that the run started "
+                "with, or start again with --overwrite"
+            )
+
+    def record_changes(self, step: int) -> None:
+        """Store changed settings with the step from which they apply."""
+        listed = ", ".join(f"{c.setting} from {c.old!r} to {c.new!r}" for c in self.changes)
+        say(f"Settings changed after step {step}: {listed}")
+        # run.json first: after a kill between the two writes, the next resume finds the same change and does not
+        # record it a second time.
+        self.run.note(changes=recorded(self.run.meta.get("changes", []), self.changes, step))
+        self.run.write_settings()
+
+
+def open_training_run(recipe: Recipe) -> OpenedRun:
+    """Create the run's folder, or reopen it to resume.
+
+    Raises:
+        RunError: when the folder cannot be used, or a setting changed that a resumed run must keep.
+    """
+    resume = bool(recipe.training.resume_from_checkpoint)
+    folder = Path(str(recipe.training.output_dir))
+    is_finished = (folder / RECORD).is_file() and open_run(folder).meta.get("status") == "finished"
+    if resume and is_finished and not checkpoints(folder):
+        raise RunError(
+            f"the run in {folder} is finished and has no checkpoint to resume from: start again with --overwrite, or "
+            "choose another output_dir"
+        )
+    if not recipe.is_main:
+        return OpenedRun(Run(folder, {}, recipe.settings()))
+    # Compared before create_run writes to the folder.
+    changed = _changes(recipe, folder) if resume and (folder / RECORD).is_file() else []
+    run = create_run(folder, recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
+    return OpenedRun(run, changed)
+
+
+def _changes(recipe: Recipe, folder: Path) -> list[Change]:
+    """The settings that differ from those of the run in the folder."""
+    old, n_processes = open_run(folder), recipe.training.world_size
+    kind = old.meta.get("kind", recipe.kind)
+    if kind != recipe.kind:
+        raise RunError(
+            f"{folder} holds a run of kind {kind!r}, this is {recipe.kind!r}: choose another output_dir, or replace "
+            "the run with --overwrite"
+        )
+    return changes(
+        old.settings | {PROCESSES: old.meta.get(PROCESSES, n_processes)},
+        without_credentials(recipe.settings()) | {PROCESSES: n_processes},
+        recipe.defaults(),
+        kind=kind,
+        run=str(folder),
+    )
+
+
+def checkpoint_to_resume(run: Run, args: Any) -> Path | None:
+    """The checkpoint that training resumes from; None to start with the first step.
+
+    Log rows after the checkpoint are removed, because their steps are done again.
+    """
+    if not args.resume_from_checkpoint:
+        return None
+    checkpoint = agree(args.output_dir, args.resume_from_checkpoint)
+    step = 0 if checkpoint is None else step_of(checkpoint)
+    if args.process_index == 0:
+        # `train_runtime` marks the summary that a finished run logs last.
+        trim_lines(run.folder / METRICS, lambda row: row["step"] <= step and "train_runtime" not in row)
+        trim_lines(run.folder / ROLLOUTS, lambda row: (row["step"] or 0) < step)
+    say(f"Resuming from {checkpoint.name}" if checkpoint else "No complete checkpoint: starting from the first step")
+    return checkpoint

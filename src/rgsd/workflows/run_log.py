@@ -1,0 +1,49 @@
+"""Logging of a training run: metrics.jsonl and the terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from rgsd.progress import Steps
+from rgsd.runs import METRICS, Run
+
+
+class RunLog(TrainerCallback):
+    """Appends each logged step to metrics.jsonl and shows it in the terminal with the time left."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._steps = Steps()
+        self._start = time.monotonic()
+        self._first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock. A resumed run starts at `state.global_step`."""
+        self._start, self._first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Store the numbers; show those of a training step."""
+        logs = logs or {}
+        self._run.append(METRICS, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
+        if "loss" not in logs:
+            return
+        n_done = max(1, state.global_step - self._first)
+        seconds_left = (time.monotonic() - self._start) / n_done * (state.max_steps - state.global_step)
+        self._steps.show(state.global_step, state.max_steps, logs, seconds_left)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first checkpoint is worth keeping: from here on an error leaves the run in place."""
+        self._run.settle()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Release the terminal."""
+        self._steps.close()
+
+
+def use_plain_progress(trainer: Any) -> None:
+    """Remove transformers' progress bar and printed dictionaries; `RunLog` replaces both."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
