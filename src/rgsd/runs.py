@@ -51,6 +51,7 @@ T = TypeVar("T")
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
 RESPONSES, ROLLOUTS = "responses.jsonl", "rollouts.jsonl"
+JUDGE_REQUESTS = "judge-requests.jsonl"
 SET_ASIDE, REFERENCES = "set-aside.jsonl", "references.jsonl"
 LOCK = ".lock"
 ADAPTER, MODEL = "adapter", "model"

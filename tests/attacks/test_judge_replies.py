@@ -15,8 +15,6 @@ from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.prompt import MAX_REPLY_CHARS, UnusableReply, read_reply, requests, verdict_id
 from rgsd.rubrics import Criterion, Example, Rubric
 
-pytest.importorskip("autorubric")
-
 N_CRITERIA = 3
 RUBRIC = Rubric(tuple(Criterion(f"Says {word}.", 1.0) for word in ("one", "two", "three")))
 
@@ -144,6 +142,7 @@ UNSCORED = {
     "deep objects": lambda s: '{"a":' * 2000 + s.own + "}" * 2000,
     "deep lists": lambda s: "[" * 5000,
     "deep inside a verdict": lambda s: s.doubled("draft", "[" * 500 + "]" * 500),
+    "complete, but without a finish reason": lambda s: Reply(s.own, finish_reason=None),
     "too long": lambda s: s.own + " " * MAX_REPLY_CHARS,
     "open quotes": lambda s: '{"' + '\\"' * 20_000,
 }  # fmt: skip
@@ -230,7 +229,7 @@ def test_ten_megabytes_of_nested_objects_block_nothing():
         seconds = time.monotonic() - start
         n_requests = len(server.records())
         judge.close()
-    assert found[0].problem == "too long"
+    assert found[0].problem == "reply too large"  # 14 MB as JSON: not even read to its end
     assert [v.met for v in found[0].verdicts] == [None] * N_CRITERIA
     assert sum(len(r) for r in found[0].replies) < 10_000
     assert all([v.met for v in j.verdicts] == [False] * N_CRITERIA for j in found[1:])

@@ -13,8 +13,6 @@ from rgsd.inference import Response
 from rgsd.judges import JudgeConfig
 from rgsd.runs import create_run
 
-pytest.importorskip("autorubric")
-
 
 def answer(request):
     """A judge that finds two claims in each response, the second false; lenient it grants all, strict none."""

@@ -1,17 +1,21 @@
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from support.openai_server import OpenAIServer, asked_ids
 from support.samples import sample
 
-from rgsd.errors import ConfigError
-from rgsd.evaluation.arms import judge_responses
+from rgsd.errors import BudgetExhausted, ConfigError
+from rgsd.evaluation.arms import evaluate_arm, judge_responses
 from rgsd.evaluation.responses import references
 from rgsd.evaluation.statistics import interval
-from rgsd.evaluation.summaries import met_by_tag, paired_difference, summarise
+from rgsd.evaluation.summaries import met_by_tag, paired_difference, results, summarise, usage_totals
 from rgsd.inference import Response, SamplingConfig, generate, response_keys
-from rgsd.judges import ChecksJudge
-from rgsd.runs import create_run
+from rgsd.judges import ChecksJudge, JudgeConfig, build_judge
+from rgsd.runs import RESPONSES, SAMPLES, create_run
 
 
 def test_greedy_responses_come_back_in_the_prompts_order_whatever_the_batch(tokenizer):
@@ -102,3 +106,32 @@ def test_self_written_references_are_without_reasoning(tmp_path, examples):
     assert references(run, examples[:1], _Thinks()) == written  # taken from the run
     with pytest.raises(ConfigError, match=r"1 of 2 references .*1 of them were cut off"):
         references(run, examples[:2], _Thinks("<think>without end"))
+
+
+def test_the_table_counts_requests_that_are_in_no_sample(examples, tmp_path):
+    """A process that dies between a reply and its sample has paid for the reply."""
+
+    def met(request):
+        return json.dumps({"verdicts": [{"id": i, "reason": "so", "met": True} for i in asked_ids(request)]})
+
+    run = create_run(tmp_path / "run", {})
+    run.append(
+        RESPONSES, [{"arm": "base", "example_id": e.id, **asdict(Response("Rest.", 2, False))} for e in examples]
+    )
+    with OpenAIServer(met, script=["500", None, "503"]) as server:
+        settings = {"judge_api_base": server.url, "judge_cache": "off", "judge_retry_max_wait": 0.01}
+
+        def evaluated(judge):
+            prompts = [list(e.messages) for e in examples]
+            return evaluate_arm(run, "base", examples, prompts, None, judge)
+
+        config = JudgeConfig(judge="m", judge_max_calls=len(examples) - 2, **settings)
+        with pytest.raises(BudgetExhausted):
+            evaluated(build_judge(config))
+        run.set_aside(SAMPLES, lambda row: row["example_id"] == examples[0].id)
+        judge = build_judge(JudgeConfig(judge="m", **settings))
+        samples = evaluated(judge)
+        n_sent = len(server.records())
+    table = results({"base": samples}, run, 0, judge=judge.name)
+    assert usage_totals(samples)["calls"] < n_sent
+    assert table["arms"][0]["usage"]["calls"] == n_sent

@@ -13,14 +13,14 @@ from itertools import pairwise
 import pytest
 from support.openai_server import CONTENT_FAULTS, TRANSPORT_FAULTS, Fault, OpenAIServer, asked_ids
 
-from rgsd.errors import BudgetExhausted, JudgeError
+from rgsd.errors import BudgetExhausted, ConfigError, JudgeError
+from rgsd.inference.accounting import ledger_totals
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.llm import Question
 from rgsd.judges.prompt import object_schema, whole_object
 from rgsd.judges.prompt import requests as requests_of
 from rgsd.rubrics import Criterion, Example, Rubric
 
-pytest.importorskip("autorubric")
 RUBRIC = Rubric((Criterion("Says one.", 3.0), Criterion("Says two.", -2.0), Criterion("Says three.", 1.0)))
 
 
@@ -72,6 +72,70 @@ def judge(tmp_path):
 
 def met(judgement):
     return [v.met for v in judgement.verdicts]
+
+
+LEDGER = "requests.jsonl"
+NURSERY = """
+import os, sys; sys.path[:0] = [{tests!r}, {tests!r} + '/judges']
+from test_llm_judge import tasks, truth, met
+from rgsd.judges import JudgeConfig, build_judge
+from pathlib import Path
+from rgsd.errors import Interrupted
+import httpx
+print("ready", flush=True)
+for line in sys.stdin:
+    n, is_checked = int(line.split()[0]), "check" in line
+    if os.fork():
+        continue
+    print(os.getpid(), flush=True)
+    config = JudgeConfig(
+        judge="local/judge", judge_api_base={url!r}, judge_cache={folder!r} + "/c.sqlite", judge_concurrency=4,
+        judge_retry_max_wait=0.05,
+    )
+    judge = build_judge(config)
+    judge.record_requests(Path({folder!r}) / {ledger!r}, "arm")
+    try:
+        found = judge.judge_all(tasks(n))
+    except Interrupted:
+        judge.close()
+        print("stopped", flush=True)
+        os._exit(143)
+    if is_checked:
+        assert [met(j) for j in found] == [truth(i) for i in range(n)]
+    print("done", sum(j.usage.calls for j in found), flush=True)
+    os._exit(0)
+"""
+
+
+class Nursery:
+    """A process that has all libraries imported and forks a judge for each number of tasks that it is told."""
+
+    def __init__(self, server, folder):
+        tests = os.path.dirname(os.path.dirname(__file__))
+        code = NURSERY.format(tests=tests, url=server.url, folder=str(folder), ledger=LEDGER)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, n, *, check=True):
+        """Fork a judge of n tasks; returns its pid."""
+        self.process.stdin.write(f"{n} {'check' if check else ''}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait_for(self, word):
+        """The next line that begins with the word."""
+        while not (line := self.process.stdout.readline()).startswith(word):
+            assert line, "the process has ended"
+        return line
 
 
 @pytest.mark.integration
@@ -149,7 +213,7 @@ def test_retry_after_holds_everybody_back(judge):
 
 @pytest.mark.parametrize(
     ("fault", "match"),
-    [("401", "the key was refused"), ("404", "no such model"), ("quota", "no credit"), ("403", "denied")],
+    [("401", "status 401"), ("404", "status 404"), ("quota", "status 429.*insufficient_quota"), ("403", "status 403")],
 )
 def test_what_no_other_try_cures_ends_it_and_keeps_what_was_judged(judge, fault, match):
     with OpenAIServer(answer, script=[None] * 10 + [fault] * 500) as server:
@@ -181,15 +245,85 @@ def test_a_budget_of_calls_stops_cleanly_and_a_larger_one_goes_on(judge):
         assert server.bought_twice() == []
 
 
-def test_a_budget_of_dollars_is_never_overspent(judge):
-    prices = {"judge_price_input": 1000.0, "judge_price_output": 1000.0}
-    with OpenAIServer(answer) as server:
-        dear = judge(server, judge_cache="off", **prices).judge(*tasks(1)[0]).usage.price
-        assert dear > 0
-        one = judge(server, judge_budget=dear * 20, judge_concurrency=4, **prices)
+@pytest.mark.parametrize("concurrency", [1, 4, 16])
+@pytest.mark.parametrize("share", [20.0, 20.3, 40.97])
+def test_a_budget_of_dollars_is_never_overspent(judge, concurrency, share):
+    limits = {"judge_price_input": 1.0, "judge_price_output": 100.0, "judge_max_tokens": 64, "judge_cache": "off"}
+    with OpenAIServer(answer, latency=0.01) as server:
+        price = judge(server, **limits).judge(*tasks(1)[0]).usage.price
+        assert price > 0
+        one = judge(server, judge_budget=price * share, judge_concurrency=concurrency, **limits)
         with pytest.raises(BudgetExhausted, match="judge_budget"):
             one.judge_all(tasks(200))
-        assert 15 * dear <= one.usage.price <= 20 * dear * 1.05
+        assert 0.5 * price * share < one.usage.price <= price * share
+        assert one._client.account.budget.reserved == 0
+
+
+def test_a_request_that_may_be_billed_without_a_reply_counts_in_full(judge):
+    limits = {"judge_price_input": 1.0, "judge_price_output": 100.0, "judge_max_tokens": 64, "judge_timeout": 0.3}
+    with OpenAIServer(answer, script=lambda position, request: "hang") as server:
+        one = judge(server, judge_budget=0.02, judge_retries=20, **limits)
+        with pytest.raises(BudgetExhausted):
+            one.judge(*tasks(1)[0])
+        assert 1 <= len(server.records()) <= 3  # 64 tokens cost 0.0064, and the prompt a little
+
+
+def test_a_budget_needs_a_bound_on_the_reply(judge):
+    prices = {"judge_price_input": 1.0, "judge_price_output": 1.0}
+    with OpenAIServer(answer) as server, pytest.raises(ConfigError, match="judge_max_tokens"):
+        judge(server, judge_budget=1.0, **prices)
+
+
+@pytest.mark.integration
+def test_unusable_replies_of_a_killed_process_are_not_bought_again(tmp_path):
+    def script(position, request):
+        return "hang" if position == 1 else "prose"
+
+    with OpenAIServer(answer, script=script) as server:
+        with Nursery(server, tmp_path) as nursery:
+            pid = nursery.start(1)
+            while len(server.records()) < 2:
+                time.sleep(0.002)
+            os.kill(pid, signal.SIGKILL)
+            nursery.start(1, check=False)
+            nursery.wait_for("done")
+        assert server.faults() == ["prose", "hang", "prose", "prose"]  # three tries in all, and the one in flight
+
+
+@pytest.mark.integration
+def test_every_request_sent_is_in_the_ledger_also_those_of_killed_processes(tmp_path):
+    with OpenAIServer(
+        answer, latency=0.02, script=lambda position, request: "500" if position % 7 == 3 else None
+    ) as server:
+        with Nursery(server, tmp_path) as nursery:
+            for n_requests in (5, 40, 90):
+                pid = nursery.start(100)
+                while len(server.records()) < n_requests:
+                    time.sleep(0.002)
+                os.kill(pid, signal.SIGKILL)
+            nursery.start(100)
+            nursery.wait_for("done")
+        n = len(server.records())
+        usage = ledger_totals(tmp_path / LEDGER)["arm"]
+        assert n <= usage.calls <= n + 3  # a request may be recorded and its process killed before it is sent
+        assert usage.completion_tokens > 0
+
+
+@pytest.mark.integration
+def test_sigterm_waits_for_replies_in_flight(tmp_path):
+    with OpenAIServer(answer, latency=0.3) as server:
+        with Nursery(server, tmp_path) as nursery:
+            pid = nursery.start(40)
+            while len(server.records()) < 9:
+                time.sleep(0.002)
+            os.kill(pid, signal.SIGTERM)
+            nursery.wait_for("stopped")
+            sent = len(server.records())
+            assert sent <= 12
+            nursery.start(40)
+            nursery.wait_for("done")
+        assert server.bought_twice() == []
+        assert len(server.records()) == 40
 
 
 def test_an_unknown_price_is_unknown_and_not_nothing(judge):
@@ -270,78 +404,37 @@ def test_free_questions_share_cache_and_retries(judge):
         assert len(server.records()) == before
 
 
-NURSERY = """
-import os, sys; sys.path[:0] = [{tests!r}, {tests!r} + '/judges']
-from test_llm_judge import tasks, truth, met
-from rgsd.judges import JudgeConfig, build_judge
-from rgsd.judges.llm import _libraries
-_libraries()  # once: they take seconds to import
-print("ready", flush=True)
-for line in sys.stdin:
-    n = int(line)
-    if os.fork():
-        continue
-    print(os.getpid(), flush=True)
-    config = JudgeConfig(judge="local/judge", judge_api_base={url!r}, judge_cache={cache!r}, judge_concurrency=4)
-    found = build_judge(config).judge_all(tasks(n))
-    assert [met(j) for j in found] == [truth(i) for i in range(n)]
-    print("done", sum(j.usage.calls for j in found), flush=True)
-    os._exit(0)
-"""
-
-
 @pytest.fixture
-def nursery(tmp_path):
-    """A process that has all libraries imported and forks a judge for each number of tasks that it is told."""
+def slow_server():
     with OpenAIServer(answer, script=lambda position, request: Fault("slow", delay=0.02)) as server:
-        code = NURSERY.format(
-            tests=os.path.dirname(os.path.dirname(__file__)), url=server.url, cache=str(tmp_path / "c.sqlite")
-        )
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "ready\n"
-        yield process, server
-        process.kill()
-        process.wait()
-
-
-def tell(process, n):
-    process.stdin.write(f"{n}\n")
-    process.stdin.flush()
+        yield server
 
 
 @pytest.mark.integration
-def test_two_processes_buy_each_reply_once(nursery):
-    process, server = nursery
-    tell(process, 150)
-    tell(process, 150)
-    bought = []
-    while len(bought) < 2:
-        line = process.stdout.readline()
-        if line.startswith("done"):
-            bought.append(int(line.split()[1]))
-    assert server.bought_twice() == []
-    assert len(server.records()) == 150 == sum(bought)
+def test_two_processes_buy_each_reply_once(slow_server, tmp_path):
+    with Nursery(slow_server, tmp_path) as nursery:
+        nursery.start(150)
+        nursery.start(150)
+        bought = [int(nursery.wait_for("done").split()[1]) for _ in range(2)]
+    assert slow_server.bought_twice() == []
+    assert len(slow_server.records()) == 150 == sum(bought)
     assert min(bought) > 0
 
 
 @pytest.mark.integration
-def test_killed_at_random_points_it_goes_on_and_loses_no_more_than_what_was_in_flight(nursery):
-    process, server = nursery
+def test_killed_at_random_points_it_goes_on_and_loses_no_more_than_what_was_in_flight(slow_server, tmp_path):
     kills = (1, 37, 90, 161)
-    for requests in kills:
-        tell(process, 200)
-        pid = int(process.stdout.readline().split()[0])
-        while len(server.records()) < requests:
-            time.sleep(0.002)
-        os.kill(pid, signal.SIGKILL)
-    tell(process, 200)
-    while not process.stdout.readline().startswith("done"):
-        pass
+    with Nursery(slow_server, tmp_path) as nursery:
+        for n_requests in kills:
+            pid = nursery.start(200)
+            while len(slow_server.records()) < n_requests:
+                time.sleep(0.002)
+            os.kill(pid, signal.SIGKILL)
+        nursery.start(200)
+        nursery.wait_for("done")
     # At most the four requests in flight at each kill came to nothing.
-    assert 200 <= len(server.records()) <= 200 + 4 * len(kills)
-    assert sum(n - 1 for n in server.good_replies().values()) <= 4 * len(kills)
+    assert 200 <= len(slow_server.records()) <= 200 + 4 * len(kills)
+    assert sum(n - 1 for n in slow_server.good_replies().values()) <= 4 * len(kills)
 
 
 def test_replies_in_flight_are_kept_when_the_caller_fails(judge):
@@ -378,7 +471,7 @@ def test_on_a_full_disk_at_the_cache_every_verdict_comes_back(judge, capsys):
 
 
 def test_a_wait_for_another_process_is_announced(judge, monkeypatch, capsys):
-    monkeypatch.setattr("rgsd.judges.llm.SECONDS_UNTIL_SAID", 0.1)
+    monkeypatch.setattr("rgsd.judges.llm.SECONDS_UNTIL_ANNOUNCED", 0.1)
     with OpenAIServer(answer) as server:
         one = judge(server)
         monkeypatch.setattr("rgsd.judges.cache.LEASE", 0.6)

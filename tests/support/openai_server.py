@@ -126,7 +126,7 @@ class Reply:
         reasoning_content: what a server with a reasoning parser splits off.
         reasoning_field: its name: `reasoning_content`, or `reasoning` as newer vLLM and OpenRouter have it.
         refusal: the field of that name.
-        finish_reason: stop, length, content_filter, ...
+        finish_reason: stop, length, content_filter, ...; None is sent as null.
         completion_tokens: of the usage; None: the number of words.
     """
 
@@ -134,7 +134,7 @@ class Reply:
     reasoning_content: str | None = None
     reasoning_field: str = "reasoning_content"
     refusal: str | None = None
-    finish_reason: str = "stop"
+    finish_reason: str | None = "stop"
     completion_tokens: int | None = None
 
 

@@ -13,10 +13,10 @@ from rgsd.errors import JudgeError
 from rgsd.evaluation.responses import THINK_TAGS, StoredResponse, judged_text, respond, stored_responses
 from rgsd.evaluation.samples import CriterionVerdict, Sample, append_sample, read_samples
 from rgsd.inference import Conversation, Generator, Response, digest
-from rgsd.judges import Judge, Judgement
+from rgsd.judges import Judge, Judgement, record_requests
 from rgsd.progress import counting, say
 from rgsd.rubrics import Example, score
-from rgsd.runs import SAMPLES, SET_ASIDE, Run
+from rgsd.runs import JUDGE_REQUESTS, SAMPLES, SET_ASIDE, Run
 
 
 def evaluate_arm(
@@ -60,6 +60,7 @@ def evaluate_arm(
     samples = _judged(run, arm, examples, texts, judge)
     unjudged = [e for e in examples if e.id not in samples]
     if unjudged:
+        record_requests(judge, run.folder / JUDGE_REQUESTS, arm)
         with counting(f"{arm}: judgements", len(unjudged)) as counter:
 
             def store(i: int, judgement: Judgement) -> None:

@@ -32,7 +32,7 @@ from rgsd.evaluation.samples import Sample
 from rgsd.evaluation.statistics import interval
 from rgsd.evaluation.summaries import paired_difference, score_cells, summarise, tokens_cell
 from rgsd.inference import SamplingConfig, TransformersGenerator, replay
-from rgsd.judges import JudgeConfig, build_judge, try_out, unchecked
+from rgsd.judges import Judge, JudgeConfig, build_judge, try_out, unchecked
 from rgsd.progress import counting, say
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rubrics import Example, fingerprint
@@ -110,13 +110,16 @@ def gap(
     is_judged = not unchecked(examples, judge_config)
     if not is_judged:
         say("No scores: criteria without a programmatic check, and no LLM judge (--judge). The divergence needs none.")
+    judge = build_judge(judge_config) if is_judged else None
+    if judge is not None:
+        try_out(judge)  # before the model is loaded: a wrong key should not cost minutes
     run = open_evaluation([name], data, judge_config, settings, asdict(gap_settings))
     roles = {"base": BASELINE}
     for template in gap_settings.templates:
         roles |= {f"base+rubric ({template})": CONDITIONED, f"base+mismatched ({template})": CONTROL}
     run.note(kind="gap", roles=roles, held_out_fingerprint=fingerprint(examples))
     parts = _Gap(run, *load_policy(ref, settings), examples, settings, gap_settings)
-    arms, templates, selection = _scores(parts, judge_config) if is_judged else ({}, {}, None)
+    arms, templates, selection = _scores(parts, judge) if judge is not None else ({}, {}, None)
     best = best_template(templates) or gap_settings.templates[0]
     measured = None
     if gap_settings.divergence_prompts:
@@ -136,12 +139,8 @@ def gap(
     return run
 
 
-def _scores(
-    parts: _Gap, judge_config: JudgeConfig
-) -> tuple[dict[str, list[Sample]], dict[str, dict[str, Any]], dict[str, int]]:
+def _scores(parts: _Gap, judge: Judge) -> tuple[dict[str, list[Sample]], dict[str, dict[str, Any]], dict[str, int]]:
     """The samples of every arm, the gaps of every template, and how many prompts chose the best one."""
-    judge = build_judge(judge_config)
-    try_out(judge)
     settings, examples, names = parts.settings, parts.examples, parts.config.templates
     generator = parts.generator(settings.max_new_tokens)
     arms: dict[str, list[Sample]] = {}

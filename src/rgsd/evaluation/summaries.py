@@ -16,9 +16,10 @@ from rgsd.errors import DataError
 from rgsd.evaluation.conclusions import verdict_sentence
 from rgsd.evaluation.samples import CriterionVerdict, Sample
 from rgsd.evaluation.statistics import Interval, interval, ratio
+from rgsd.judges import ledger_usage
 from rgsd.progress import say
 from rgsd.rubrics import TAG_SCORINGS, Criterion, Rubric, Score, score
-from rgsd.runs import RESULTS, TRAINED, TRAINING_KINDS, Run
+from rgsd.runs import JUDGE_REQUESTS, RESULTS, TRAINED, TRAINING_KINDS, Run
 
 MOST_TEXTS = 100
 """Recurring criteria that are listed one by one, the most frequent first."""
@@ -218,6 +219,16 @@ def usage_totals(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def arm_usage(run: Run, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What judging an arm cost, by the run's ledger of requests: requests of killed processes are in no sample."""
+    totals = usage_totals(samples)
+    recorded = ledger_usage(run.folder / JUDGE_REQUESTS, samples[0].arm, samples[0].judge) if samples else None
+    # A run of an older version has no ledger, or one that begins after its first samples.
+    if recorded is None or recorded.calls < totals["calls"]:
+        return totals
+    return totals | {name: value for name, value in asdict(recorded).items() if name != "cached"}
+
+
 # --- Two arms -------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +258,10 @@ def results(
     roles = run.roles
     return {
         "kind": run.meta.get("kind"),
-        "arms": [summarise(samples, seed=seed) | {"role": roles.get(arm)} for arm, samples in arms.items()],
+        "arms": [
+            summarise(samples, seed=seed) | {"role": roles.get(arm), "usage": arm_usage(run, samples)}
+            for arm, samples in arms.items()
+        ],
         "differences": differences,
         "baseline": baseline,
         "met_by_tag": {arm: met_by_tag(samples) for arm, samples in arms.items()},

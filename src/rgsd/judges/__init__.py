@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.config import JudgeConfig
-from rgsd.judges.factory import build_judge, check_judgeable, try_out, unchecked
+from rgsd.judges.factory import build_judge, check_judgeable, ledger_usage, record_requests, try_out, unchecked
 from rgsd.judges.judgement import Judge, Judgement, Task, Usage
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "Usage",
     "build_judge",
     "check_judgeable",
+    "ledger_usage",
+    "record_requests",
     "try_out",
     "unchecked",
 ]

@@ -35,6 +35,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, created REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL,
                                    pid INTEGER NOT NULL, started TEXT NOT NULL, until REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS unusable (key TEXT PRIMARY KEY, replies TEXT NOT NULL);
 """
 
 
@@ -128,6 +129,29 @@ class ReplyCache:
         self._unwritten[key] = redact_known(json.dumps(reply))
         self._write_rest()
 
+    def unusable(self, key: str) -> list[dict[str, Any]]:
+        """Replies that could not be used, of a process that was killed before it asked again."""
+        row = self._read("SELECT replies FROM unusable WHERE key = ?", (key,))
+        try:
+            replies = json.loads(row[0]) if row is not None else []
+        except (ValueError, TypeError, RecursionError):
+            return []
+        fields = {"text", "code", "finish_reason", "is_refusal"}
+        is_valid = isinstance(replies, list) and all(isinstance(r, dict) and set(r) == fields for r in replies)
+        return replies if is_valid else []
+
+    def put_unusable(self, key: str, replies: list[dict[str, Any]]) -> None:
+        """Store the replies so far that could not be used; an empty list forgets them."""
+        text = redact_known(json.dumps(replies))
+
+        def work() -> bool:
+            self._db.execute("DELETE FROM unusable WHERE key = ?", (key,))
+            if replies:
+                self._db.execute("INSERT INTO unusable VALUES (?, ?)", (key, text))
+            return True
+
+        self._write(work)
+
     def release(self, key: str) -> None:
         """Give up a claim without a reply."""
         self._write(lambda: self._db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._me.owner)))
@@ -151,6 +175,7 @@ class ReplyCache:
         def work() -> bool:
             for key, text in rest.items():
                 self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, text, time.time()))
+                self._db.execute("DELETE FROM unusable WHERE key = ?", (key,))
                 self._db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._me.owner))
             return True
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rgsd.errors import ConfigError
+from rgsd.inference.accounting import ledger_totals
 from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.config import OWN, JudgeConfig
-from rgsd.judges.judgement import Judge
+from rgsd.judges.judgement import Judge, Usage
 from rgsd.judges.llm import LLMJudge
 from rgsd.rubrics import Example
 
@@ -55,6 +57,22 @@ def try_out(judge: Judge, *, lazily: bool = False) -> None:
     call = getattr(judge, "test_call", None)
     if call is not None:
         call(lazily=lazily)
+
+
+def record_requests(judge: Judge, path: Path, arm: str) -> None:
+    """Record every further request of an LLM judge in a ledger; see `ledger_usage`. Other judges send none."""
+    record = getattr(judge, "record_requests", None)
+    if record is not None:
+        record(path, _label(arm, judge.name))
+
+
+def ledger_usage(path: Path, arm: str, judge: str) -> Usage | None:
+    """What a ledger says about the requests of a judge for an arm; None if it has none."""
+    return ledger_totals(path).get(_label(arm, judge))
+
+
+def _label(arm: str, judge: str) -> str:
+    return f"{arm} | {judge}"
 
 
 def _custom_judge(config: JudgeConfig) -> Judge:

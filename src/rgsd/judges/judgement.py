@@ -6,38 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rgsd.inference.accounting import Usage
 from rgsd.rubrics import Example, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What judging cost.
-
-    Args:
-        calls: requests sent, failed ones too.
-        cached: replies taken from the cache: no request, no price.
-        prompt_tokens, completion_tokens: as the provider counted them.
-        price: in US dollars; None when a reply came whose price nobody knows.
-        seconds: spent waiting for replies, summed over requests.
-    """
-
-    calls: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    price: float | None = 0.0
-    seconds: float = 0.0
-
-    def __add__(self, other: Usage) -> Usage:
-        price = None if self.price is None or other.price is None else self.price + other.price
-        return Usage(
-            self.calls + other.calls,
-            self.cached + other.cached,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            price,
-            self.seconds + other.seconds,
-        )
 
 
 @dataclass(frozen=True, slots=True)

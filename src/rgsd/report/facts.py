@@ -18,12 +18,12 @@ from rgsd.evaluation.conclusions import Conclusion, conclude, points, verdict_se
 from rgsd.evaluation.run_ref import RunRef
 from rgsd.evaluation.samples import Sample, by_arm, read_samples
 from rgsd.evaluation.summaries import (
+    arm_usage,
     mean_score,
     paired_difference,
     scored_shares,
     spread,
     truncated_share,
-    usage_totals,
 )
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rows import loads
@@ -258,7 +258,7 @@ def _arms(label: str, run: Run, samples: Sequence[Sample]) -> list[Arm]:
     arms = []
     for name, own in by_name.items():
         against = by_name[baseline] if baseline is not None and name != baseline else None
-        arms.append(_arm(label, own, against, roles.get(name, "other"), seed))
+        arms.append(_arm(label, own, against, roles.get(name, "other"), seed, arm_usage(run, own)))
     return arms
 
 
@@ -271,7 +271,9 @@ def _results(run: Run) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _arm(label: str, samples: list[Sample], baseline: list[Sample] | None, role: str, seed: int) -> Arm:
+def _arm(
+    label: str, samples: list[Sample], baseline: list[Sample] | None, role: str, seed: int, usage: dict[str, Any]
+) -> Arm:
     gain = None if baseline is None else paired_difference(baseline, samples, seed=seed)
     return Arm(
         run=label,
@@ -284,7 +286,7 @@ def _arm(label: str, samples: list[Sample], baseline: list[Sample] | None, role:
         coverage=float(scored_shares(samples)["criteria_share"] or 0.0),
         tokens=spread([s.n_tokens for s in samples if s.n_tokens is not None]),
         truncated=truncated_share(samples),
-        usage=usage_totals(samples),
+        usage=usage,
     )
 
 
