@@ -22,6 +22,7 @@ LAYERS = [
     "rubrics",
     "progress",
     "rows",
+    "provenance",
     "runs",
     "prompts",
     "data",

@@ -1,36 +1,33 @@
-"""A run's folder: what was asked, on what, with what, and what came of it.
+"""A run's folder: its settings, provenance, responses, verdicts and results.
 
 RUN/
-  config.yaml      every setting, resolved; `rgsd train --config RUN/config.yaml` repeats the run
+  config.yaml      every resolved setting; `rgsd train --config RUN/config.yaml` repeats the run
   run.json         status, command, versions, commit, fingerprints of data and model, times
   split.json       ids of the training and held-out prompts
-  metrics.jsonl    one line a logged step
+  metrics.jsonl    one line per logged step
   responses.jsonl  every generated response of the evaluation, by arm
   rollouts.jsonl   GRPO: every rollout with its reward and verdicts
-  samples.jsonl    one line a response of the evaluation, with its verdicts
-  set-aside.jsonl  rows of both that no longer count, because other weights, settings or prompts made them
-  references.jsonl responses that the base model wrote for the teacher to read (self_written_references)
-  results.json     the table: rows with value, interval, n, seed and provenance
-  explanations.jsonl  token maps that `rgsd explain --keep true` left, for the report
+  samples.jsonl    one line per judged response of the evaluation (`rgsd.evaluation.samples`)
+  set-aside.jsonl  lines of both that no longer count: other weights, settings or prompts made them
+  references.jsonl references that the base model wrote for the teacher (self_written_references)
+  results.json     the table: values with interval, n, seed and provenance
+  explanations.jsonl  token maps that `rgsd explain --keep true` stored for the report
   adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
-  checkpoint-N/    to resume from
+  checkpoint-N/    a checkpoint to resume from
 
-A run that replaces another (`--overwrite`) leaves it in place until its own start has passed every check, then moves it
-to RUN.replaced, and deletes it with its own first checkpoint or result. A start that fails before that brings it back.
+A run that replaces another one (`--overwrite`) leaves it in place until its own start has passed every check. It then
+moves the old run to RUN.replaced, and deletes it with its own first checkpoint or result. If it fails before that, the
+old run comes back.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
@@ -43,7 +40,8 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
 
 from rgsd.errors import RunError
 from rgsd.progress import say
-from rgsd.redaction import redact_arguments, redact_known, without_credentials
+from rgsd.provenance import command_line, environment
+from rgsd.redaction import redact_known, without_credentials
 from rgsd.rows import BadRow, check_record, check_row, loads
 
 T = TypeVar("T")
@@ -55,25 +53,22 @@ JUDGE_REQUESTS = "judge-requests.jsonl"
 SET_ASIDE, REFERENCES = "set-aside.jsonl", "references.jsonl"
 LOCK = ".lock"
 ADAPTER, MODEL = "adapter", "model"
-PACKAGES = ("rgsd", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-
 
 _PARTIAL = ".partial"
 _OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
-"""What a start leaves that was killed before it had written run.json."""
+"""Files of a start that was killed before it wrote run.json."""
 
 BASELINE, CONDITIONED, TRAINED, CONTROL, CANDIDATE = "baseline", "conditioned", "trained", "control", "candidate"
-"""Roles of arms, as run.json holds them (`roles`: arm -> role): what the others are compared with; the same model that
-reads the rubric or a reference; the trained policy; a model that reads another prompt's rubric, or a "conditioned" one
-that is shown nothing; any other model of an evaluation."""
-
+"""Roles of arms in run.json (`roles`: arm -> role). Baseline: what the others are compared with. Conditioned: the same
+model with the rubric or a reference in its prompt. Trained: the trained policy. Control: another prompt's rubric, or
+nothing in place of one. Candidate: any other model of an evaluation."""
 
 TRAINING_KINDS = ("rgsd", "grpo", "sft")
 """Kinds of runs that train, in run.json; the others evaluate."""
 
 
 def conditioned_role(privileged_context: str) -> str:
-    """The role of a model that is shown this besides the prompt."""
+    """The role of a model that sees this privileged context."""
     return CONTROL if privileged_context in ("mismatched", "none") else CONDITIONED
 
 
@@ -82,10 +77,10 @@ class Run:
     """An open run folder. `meta` is run.json, `settings` is config.yaml.
 
     Args:
-        folder, meta, settings: as they are on the disk.
-        replaced: where the run lies that this one replaces, until this one has a checkpoint or a result.
-        waiting: files by name that are not written yet, because the run to be replaced is still in their place; None
-            once the run is in its place (`begin`).
+        folder, meta, settings: As on the disk.
+        replaced: Where the replaced run is, until this run has a checkpoint or a result.
+        waiting: Files by name that cannot be written yet because the run to replace is still in place; None after
+            `begin`.
     """
 
     folder: Path
@@ -96,20 +91,19 @@ class Run:
 
     @property
     def roles(self) -> dict[str, str]:
-        """The roles of the run's arms. Runs from before they were written have the arms of `rgsd train` by their
-        names, and no others."""
+        """The roles of the run's arms. Older runs do not store them, and have the arms of `rgsd train`."""
         return self.meta.get("roles") or {"base": BASELINE, "base+rubric": CONDITIONED, "trained": TRAINED}
 
     def arm_of(self, role: str, among: Iterable[str] | None = None) -> str | None:
-        """The first arm with this role; of `among`, where these are given."""
-        there = None if among is None else set(among)
-        return next((a for a, r in self.roles.items() if r == role and (there is None or a in there)), None)
+        """The first arm with this role, among the given arms if there are any."""
+        allowed = self.roles.keys() if among is None else set(among)
+        return next((a for a, r in self.roles.items() if r == role and a in allowed), None)
 
     def begin(self) -> None:
-        """Take the place of the run to be replaced, which moves aside; nothing where none is.
+        """Move the run to replace aside, and take its place. Does nothing if there is none.
 
         Raises:
-            RunError: when it cannot be moved; it is where it was then.
+            RunError: If it cannot be moved; it is then back in its place.
         """
         if self.waiting is None:
             return
@@ -117,7 +111,7 @@ class Run:
         try:
             if not _is_run(aside):
                 self.folder.rename(aside)
-            else:  # what lies in the folder is itself a replacement, killed before its first checkpoint
+            else:  # the run in the folder is itself a replacement, killed before its first checkpoint
                 _delete(self.folder)
             _let_go(self.folder)
             self.folder.mkdir()
@@ -128,32 +122,32 @@ class Run:
         except OSError as error:
             self._bring_back(aside)
             raise RunError(
-                f"{self.folder} cannot be replaced: {error.strerror}. It is as it was; choose another output_dir"
+                f"{self.folder} cannot be replaced: {error.strerror}. It is unchanged; choose another output_dir"
             ) from error
         self.waiting = None
 
     def settle(self) -> None:
-        """The run has its first checkpoint or result: delete the one that it replaced."""
+        """Delete the replaced run, since this run has its first checkpoint or result."""
         if self.replaced is not None:
             _delete(self.replaced)
             self.replaced = None
 
     def discard(self) -> None:
-        """Take back a start that failed: the run that was to be replaced comes back, and a folder without a row goes.
-        A failed start that has rows already is kept, beside the run that came back."""
+        """Undo a failed start: bring the replaced run back, and delete a folder without rows. A failed start with rows
+        is kept beside the run that came back."""
         if self.waiting is not None:
             _let_go(self.folder)
             self.waiting = None
             return
         if self.replaced is not None:
             if self._has_rows():
-                kept = _unused(self.folder.with_name(self.folder.name + ".failed"))
+                failed = _unused(self.folder.with_name(self.folder.name + ".failed"))
                 _let_go(self.folder)
-                self.folder.rename(kept)
-                say(f"What the failed start wrote is in {kept}")
+                self.folder.rename(failed)
+                say(f"The failed start is kept in {failed}")
             self._bring_back(self.replaced)
             self.replaced = None
-            say(f"The run that {self.folder} held before is back in its place")
+            say(f"The previous run is back in {self.folder}")
         elif not self._has_rows() and not self.meta.get("resumed"):
             _let_go(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -178,8 +172,10 @@ class Run:
             self.settle()
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to one of the .jsonl files, on the disk when this returns. Half a line that a killed process left
-        at the end is cut off first."""
+        """Add lines to one of the .jsonl files. They are on the disk when this returns.
+
+        Half a line that a killed process left at the end is removed first.
+        """
         self.begin()
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         with (self.folder / name).open("ab+") as file:
@@ -189,7 +185,7 @@ class Run:
             os.fsync(file.fileno())
 
     def write(self, name: str, value: Any) -> None:
-        """Write one of the .json files whole."""
+        """Write one of the .json files, replacing it."""
         self._put(name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
         if name == RESULTS:
             self.begin()
@@ -268,18 +264,18 @@ class Run:
 def create_run(
     folder: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False
 ) -> Run:
-    """Open a new run folder, or with `resume` an unfinished one.
+    """Open a new run folder, or an unfinished one with `resume`.
 
-    With `overwrite`, a run that the folder holds stays where it is until the new one writes a row, a result, or is told
-    to `begin`; `discard` brings it back until the new one has a checkpoint or a result.
+    With `overwrite`, the folder's run stays in place until the new run writes a row or a result, or calls `begin`.
+    Until the new run has a checkpoint or a result, `discard` brings the old one back.
 
     Raises:
-        RunError: when the folder holds a run and neither `overwrite` nor `resume` was given, when it holds something
-            else, or when it cannot be written.
+        RunError: If the folder holds a run and neither `overwrite` nor `resume` is set, if it holds something else, or
+            if it cannot be written.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file: output_dir must be a folder")
+        raise RunError(f"output_dir must be a folder, but {path} is a file")
     if _is_run(path) and (resume or overwrite):
         hold(path)
     elif not _is_run(path):
@@ -293,23 +289,23 @@ def create_run(
     if _is_run(path) and not overwrite:
         status = open_run(path).meta.get("status")
         raise RunError(
-            f"{path} holds a run ({status}): choose another output_dir, "
-            "or say --overwrite to replace it, or --resume_from_checkpoint to go on with it"
+            f"{path} holds a run ({status}): choose another output_dir, replace the run with --overwrite, or continue "
+            "it with --resume_from_checkpoint"
         )
     run = Run(path, {}, dict(settings), replaced, waiting={})
     run.write_settings()
-    run.note(status="running", started=_now(), command=_command(), **environment())
+    run.note(status="running", started=_now(), command=command_line(), **environment())
     if not _is_run(path):
         _start(run)
     return run
 
 
 def _start(run: Run) -> None:
-    """The folder of a run that replaces none."""
+    """Create the folder of a run that replaces none."""
     path = run.folder
     was_there = path.is_dir()
     if was_there and not _is_free(path):
-        raise RunError(f"{path} holds files that are not a run's: choose another output_dir")
+        raise RunError(f"{path} holds files that do not belong to a run: choose another output_dir")
     try:
         path.mkdir(parents=True, exist_ok=True)
         hold(path)
@@ -330,27 +326,27 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a folder is empty, or holds no more than a start that was killed before it had written run.json."""
+    """Whether a folder is empty, or holds only a start that was killed before it wrote run.json."""
     names = {p.name for p in path.iterdir()}
-    # A config.yaml without our lock is somebody's file.
+    # A config.yaml without our lock file belongs to somebody else.
     return not names or (LOCK in names and names <= _OF_A_START)
 
 
 def _aside(path: Path) -> Path:
-    """Where a run lies that another one is replacing."""
+    """Where a replaced run waits."""
     return path.with_name(path.name + ".replaced")
 
 
 def _unused(path: Path) -> Path:
-    """The path, with a number where something lies there."""
-    found, number = path, 2
-    while found.exists():
-        found, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return found
+    """The path, with a number appended if it exists."""
+    unused, number = path, 2
+    while unused.exists():
+        unused, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return unused
 
 
 def _bring_back_replaced(path: Path) -> None:
-    """A replacement that was killed before it had its own run.json has replaced nothing."""
+    """Undo a replacement that was killed before it wrote its own run.json."""
     aside = _aside(path)
     if not _is_run(aside) or (path.is_dir() and not _is_free(path)):
         return
@@ -364,19 +360,19 @@ def _bring_back_replaced(path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Remove a folder. Renamed first, so that what a kill leaves of it is never taken for a run."""
+    """Remove a folder. It is renamed first, so a kill never leaves half a run under a run's name."""
     doomed = _unused(path.with_name(f".{path.name}.deleted"))
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _row(line: bytes, name: str = "") -> dict[str, Any] | str:
-    """A line's row, or why it is none."""
+    """The row of a line, or why the line is not a row."""
     try:
         row = loads(line, lenient=name == METRICS)
     except BadRow as error:
         return str(error)
-    return row if isinstance(row, dict) else f"{type(row).__name__} in place of an object"
+    return row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
 
 
 def _clipped(line: bytes, most: int = 60) -> str:
@@ -390,18 +386,18 @@ _TOLD: set[tuple[Path, int]] = set()
 def _say_torn(path: Path, number: int) -> None:
     if (path, number) not in _TOLD:
         _TOLD.add((path, number))
-        say(f"{path}: line {number}, the last one, is half written, as a killed process leaves it: it is left out")
+        say(f"{path}: line {number}, the last one, is half written, as a killed process leaves it: it is skipped")
 
 
 def open_run(folder: str | Path, *, finished: bool = False) -> Run:
     """Read a run folder.
 
     Raises:
-        RunError: when it is not one, or `finished` is wanted and it is not.
+        RunError: If it is not a run folder, or the run is not finished and `finished` is set.
     """
     path = Path(folder)
     if not (path / RECORD).is_file():
-        raise RunError(f"{path} is not a run folder (it has no {RECORD}): give the folder that `rgsd train` printed")
+        raise RunError(f"{path} is not a run folder (it has no {RECORD}): pass the folder that `rgsd train` printed")
     try:
         meta = loads((path / RECORD).read_text("utf-8"))
         settings = yaml.safe_load((path / CONFIG).read_text("utf-8"))
@@ -412,21 +408,21 @@ def open_run(folder: str | Path, *, finished: bool = False) -> Run:
         raise RunError(f"{path} cannot be read as a run: {error}") from error
     if finished and meta.get("status") != "finished":
         raise RunError(
-            f"the run in {path} is {meta.get('status')!r}, not finished: "
-            "go on with it (`rgsd train --config ... --resume_from_checkpoint true`) first"
+            f"the run in {path} must be finished, its status is {meta.get('status')!r}: continue it first with "
+            "`rgsd train --config ... --resume_from_checkpoint true`"
         )
     return Run(path, meta, settings or {})
 
 
 _HELD: dict[Path, IO[str]] = {}
-"""The run folders that this process writes to. A lock goes with its process, however that ends."""
+"""The run folders that this process writes to. The system releases a lock when its process ends, even by SIGKILL."""
 
 
 def hold(path: Path) -> None:
-    """Make this process the only one that writes to a run folder.
+    """Make this process the only writer of a run folder.
 
     Raises:
-        RunError: when another process does.
+        RunError: If another process is writing to it.
     """
     if fcntl is None or path.resolve() in _HELD:
         return
@@ -438,8 +434,7 @@ def hold(path: Path) -> None:
         holder = file.read().strip() or "unknown"
         file.close()
         raise RunError(
-            f"another process (pid {holder}) is writing to {path}: wait until it has ended, or choose another "
-            "output_dir"
+            f"another process (pid {holder}) is writing to {path}: wait until it ends, or choose another output_dir"
         ) from error
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -454,7 +449,8 @@ def _let_go(path: Path) -> None:
 
 
 def _mend_last_line(file: IO[bytes]) -> None:
-    """Put the position behind a whole line: half a one at the end is cut off, a whole one gets the newline it lacks."""
+    """Move to the end of the last whole line: remove half a line, and add the newline that a whole one lacks."""
+    # Reads backwards in blocks: the file may be large, and its last line is short.
     end = file.seek(0, os.SEEK_END)
     position = end
     while position > 0:
@@ -475,52 +471,12 @@ def _mend_last_line(file: IO[bytes]) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit, as they are now."""
-    import torch
-
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or platform.machine())
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "cores": os.cpu_count(),
-        **_commit(),
-    }
-
-
-def _commit() -> dict[str, Any]:
-    """The commit of the code that runs, when it runs from a git checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(status.strip())}
-
-
-def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])])
-
-
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _plain(value: Any) -> Any:
-    """The value as YAML's safe types."""
+    """The value in YAML's safe types."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
@@ -531,15 +487,15 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
-    """Write a table whole, where a person wants it.
+    """Write a result to a file that the user named.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: If the file cannot be written.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A model may write half a surrogate pair, which no file in UTF-8 can hold.
+        # A model can write half a surrogate pair, which UTF-8 cannot encode.
         whole = Path(path)
         partial = whole.with_name(whole.name + _PARTIAL)
         partial.write_text(redact_known(text), "utf-8", errors="replace")
@@ -549,7 +505,7 @@ def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never meets half a file."""
+    """Write atomically: a reader never sees half a file."""
     partial = path.with_name(path.name + _PARTIAL)
     partial.write_text(redact_known(text), "utf-8")
     partial.replace(path)

@@ -7,7 +7,7 @@ from support.samples import sample
 
 from rgsd.errors import RunError
 from rgsd.evaluation.arms import judge_responses
-from rgsd.evaluation.samples import FORMAT, Sample, append_sample, read_samples
+from rgsd.evaluation.samples import FORMAT, append_sample, read_samples
 from rgsd.inference import Response
 from rgsd.judges import ChecksJudge
 from rgsd.runs import SAMPLES, create_run
@@ -62,7 +62,7 @@ def test_a_verdict_has_a_value_a_sense_and_a_yes_or_no():
         {"criterion": "c", "weight": -2, "grade": 0.25},
         {"criterion": "d", "weight": 1, "met": None},
     ]
-    read = Sample.from_row(sample(verdicts=verdicts).to_row()).verdicts
+    read = sample(verdicts=verdicts).verdicts
     assert [v.value for v in read] == [1.0, 1.0, 0.25, None]
     assert [v.satisfied for v in read] == [1.0, 0.0, 0.75, None]
     assert [v.is_met for v in read] == [True, True, False, None]

@@ -1,4 +1,4 @@
-"""`rgsd judge check`: a judge against people, and one way of asking it against the other."""
+"""`rgsd judge check`: a judge against human verdicts, and one judge mode against the other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EFFECTS = {
     "positive": ("gives points unearned", "withholds points"),
     "pitfall": ("takes points off unjustly", "lets pitfalls pass"),
 }
-"""What a false positive and a false negative do to a score, by the weight's sign."""
+"""What a false positive and a false negative do to a score, by the sign of the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class JudgedItems:
     """A judge's verdicts on labelled items.
 
     Args:
-        mode: how the judge was asked.
-        judge: its name.
-        met: one an item, None for unscored.
-        problems: why items are unscored, with their counts.
-        usage: what it cost.
-        n_responses: responses that were judged.
+        mode: The judge mode.
+        judge: The judge's name.
+        met: One verdict per item; None if unscored.
+        problems: Why items are unscored, with counts.
+        usage: What judging cost.
+        n_responses: Number of judged responses.
     """
 
     mode: str
@@ -84,28 +84,28 @@ def check_file(
     seed: int = 0,
     build: Callable[[JudgeConfig], Judge] = build_judge,
 ) -> dict[str, Any]:
-    """Read human verdicts, ask the judge in every mode, and compare.
+    """Read human verdicts, run the judge in every mode, and compare them.
 
     Args:
-        path: as `rgsd.judges.labelled.read_labelled` reads it.
-        config: the judge; its mode is set to each of `modes`.
+        path: As `rgsd.judges.labelled.read_labelled` reads it.
+        config: The judge; its mode is set to each of `modes`.
         modes: `batched`, `per_criterion` or both.
-        max_prompts: take so many prompts, drawn by the seed; None: all.
-        seed: of that draw and of the bootstrap.
-        build: makes the judge.
+        max_prompts: Use this many prompts, drawn by the seed; None: all.
+        seed: Seed of that draw and of the bootstrap.
+        build: Makes the judge.
 
     Raises:
-        ConfigError: for a judge that cannot judge such data, or an unknown mode.
-        DataError: for a file that cannot be used.
-        JudgeError: when the judge cannot go on. Its cache keeps what was bought: the same command goes on from there.
+        ConfigError: If the judge cannot judge such data, or a mode is unknown.
+        DataError: If the file cannot be used.
+        JudgeError: If the judge cannot continue. Its cache keeps the paid replies, and the same command continues.
     """
     if not config.is_llm:
         raise ConfigError(
-            f"judge is {config.judge!r}, which runs checks that labelled criteria do not have: name the LLM to compare "
-            "with people, e.g. --judge openai/gpt-5.4"
+            f"judge must be an LLM, got {config.judge!r}: labelled criteria have no programmatic checks. Name the LLM "
+            "to compare with people, for example --judge openai/gpt-5.4"
         )
     if not modes or any(m not in MODES for m in modes):
-        raise ConfigError(f"modes are {list(modes)}, known: {', '.join(MODES)}: name one or both")
+        raise ConfigError(f"modes must be {' or '.join(MODES)} or both, got {list(modes)}")
     labelled = sampled(read_labelled(path), max_prompts, seed)
     say(f"{path} ({labelled.form}): {_numbers(labelled)}")
     judges = {mode: build(dataclasses.replace(config, judge_mode=mode)) for mode in modes}
@@ -121,12 +121,12 @@ def check_file(
 
 
 def sampled(labelled: LabelledSet, max_prompts: int | None, seed: int) -> LabelledSet:
-    """The items of so many prompts, drawn by the seed, in their order."""
+    """The items of `max_prompts` prompts, drawn by the seed, in their order."""
     keys = list(dict.fromkeys(item.prompt_key for item in labelled.items))
     if max_prompts is None or max_prompts >= len(keys):
         return labelled
     if max_prompts < 1:
-        raise ConfigError(f"max_prompts is {max_prompts}, at least 1 is wanted")
+        raise ConfigError(f"max_prompts must be at least 1, got {max_prompts}")
     chosen = {keys[i] for i in np.random.default_rng(seed).permutation(len(keys))[:max_prompts]}
     return dataclasses.replace(labelled, items=tuple(i for i in labelled.items if i.prompt_key in chosen))
 
@@ -142,98 +142,98 @@ def _numbers(labelled: LabelledSet) -> str:
 
 
 def check(labelled: LabelledSet, judges: Mapping[str, Judge], *, seed: int = 0) -> dict[str, Any]:
-    """Ask each judge about every labelled criterion, and compare it with the people and with the other judges.
+    """Judge every labelled criterion with each judge, and compare it with the people and with the other judges.
 
     Args:
-        labelled: criteria with people's verdicts. Each response is one task, with all its criteria.
-        judges: mode -> judge; normally one model asked in two ways.
-        seed: of the bootstrap over prompts.
+        labelled: Criteria with human verdicts. Each response is one task with all of its criteria.
+        judges: Mode -> judge; normally one model in two modes.
+        seed: Seed of the bootstrap over prompts.
 
     Returns:
-        `n_*` counts; `humans`: how people agree with each other; `modes`: a report each (`report`); `between`: every
-        later mode against the first (`between`); `sentences`: what it says, in plain words.
+        `n_*` counts; `humans`: agreement of the people with each other; `modes`: one `report` per mode; `between`: each
+        later mode against the first; `sentences`: the result in plain words.
 
     Raises:
-        JudgeError: when every judge failed: it could not go on, or scored nothing at all. Where one of several failed,
-            the rest is reported, and `failures` holds its error by mode.
+        JudgeError: If every judge failed: it could not continue, or scored nothing. If only one of several failed, the
+            others are reported, and `failures` holds its error by mode.
     """
     items = labelled.items
     if not items:
-        raise DataError("there is no labelled criterion to check a judge on: give a file with at least one")
-    asked, failures = _ask_all(judges, items)
+        raise DataError("a check needs at least one labelled criterion, got none: pass a file with human verdicts")
+    judged, failures = _judge_all(judges, items)
     table: dict[str, Any] = {
         "kind": "judge check",
         "form": labelled.form,
         "n_items": len(items),
         "n_prompts": len({i.prompt_key for i in items}),
-        "n_responses": asked[0].n_responses,
+        "n_responses": judged[0].n_responses,
         "n_labels": sum(len(i.labels) for i in items),
         "n_ties": sum(i.majority is None for i in items),
         "n_without_label": labelled.n_without_label,
         "seed": seed,
         "n_resamples": statistics.N_RESAMPLES,
         "humans": asdict(agreement_of_counts(_people_counts(items), seed=seed)),
-        "modes": [report(items, one, seed=seed) for one in asked],
-        "between": [between(items, asked[0], other, seed=seed) for other in asked[1:]],
+        "modes": [report(items, mode, seed=seed) for mode in judged],
+        "between": [between(items, judged[0], other, seed=seed) for other in judged[1:]],
         "failures": failures,
     }
     return table | {"sentences": sentences(table)}
 
 
-def _ask_all(judges: Mapping[str, Judge], items: Sequence[Labelled]) -> tuple[list[JudgedItems], dict[str, str]]:
-    """Every mode that the judge could be asked in, and why it could not be asked in the others.
+def _judge_all(judges: Mapping[str, Judge], items: Sequence[Labelled]) -> tuple[list[JudgedItems], dict[str, str]]:
+    """The verdicts of every mode that worked, and the errors of the others.
 
     Raises:
-        JudgeError: the first one, when the judge failed in all modes.
+        JudgeError: The first error, if all modes failed.
     """
-    asked, errors = [], {}
+    judged, errors = [], {}
     for mode, judge in judges.items():
         try:
-            asked.append(_ask(mode, judge, items))
+            judged.append(_judge(mode, judge, items))
         except JudgeError as error:
             errors[mode] = error
-    if not asked:
+    if not judged:
         raise next(iter(errors.values()))
-    return asked, {mode: str(error) for mode, error in errors.items()}
+    return judged, {mode: str(error) for mode, error in errors.items()}
 
 
-def _ask(mode: str, judge: Judge, items: Sequence[Labelled]) -> JudgedItems:
+def _judge(mode: str, judge: Judge, items: Sequence[Labelled]) -> JudgedItems:
     groups = group(items)
     met: list[bool | None] = [None] * len(items)
     problems: Counter[str] = Counter()
     with counting(f"{judge.name}: judgements", len(groups)) as counter:
         judgements = judge.judge_all([(g.example, g.response) for g in groups], done=lambda i, j: counter.advance())
     usage = Usage()
-    for one, judgement in zip(groups, judgements, strict=True):
+    for response, judgement in zip(groups, judgements, strict=True):
         usage += judgement.usage
-        for position, verdict in zip(one.positions, judgement.verdicts, strict=True):
+        for position, verdict in zip(response.positions, judgement.verdicts, strict=True):
             met[position] = is_met(verdict)
             if met[position] is None:
                 problems[judgement.problem or "unknown"] += 1
     if all(m is None for m in met):
         reasons = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
         raise JudgeError(
-            f"{judge.name} scored none of {len(items)} criteria ({reasons}), wanted at least one: look into the "
-            "judge's address, model and key, then run the same command again"
+            f"{judge.name} scored none of {len(items)} criteria ({reasons}): check the judge's address, model and key, "
+            "then run the same command again"
         )
     return JudgedItems(mode, judge.name, met, dict(problems.most_common()), usage, len(groups))
 
 
-def report(items: Sequence[Labelled], asked: JudgedItems, *, seed: int = 0) -> dict[str, Any]:
+def report(items: Sequence[Labelled], judged: JudgedItems, *, seed: int = 0) -> dict[str, Any]:
     """A judge against the people, in numbers that JSON can hold.
 
-    Against the majority (ties left out): `agreement`, `by_category`, `by_tag`, `error_rates` by the weight's sign.
-    Against single people, over criteria that several judged, each counting as often as it has people: `pairwise`, the
-    people against each other on the same criteria: `people_pairwise`, and the judge minus the people: `minus_people`.
-    The last is what tells whether the judge is as good as one more person; agreement with a majority is not.
+    Against the majority, without ties: `agreement`, `by_category`, `by_tag`, and `error_rates` by the weight's sign.
+    Against single people, on criteria that several people judged, weighted by their number: `pairwise`. The people
+    against each other, on the same criteria: `people_pairwise`. The judge minus the people: `minus_people`, which shows
+    whether the judge is as good as one more person. Agreement with a majority does not show that.
     """
     decided = [
         (item, item.majority, met)
-        for item, met in zip(items, asked.met, strict=True)
+        for item, met in zip(items, judged.met, strict=True)
         if item.majority is not None and met is not None
     ]
-    n_unscored = sum(met is None for met in asked.met)
-    several = [(i, met) for i, met in zip(items, asked.met, strict=True) if len(i.labels) > 1 and met is not None]
+    n_unscored = sum(met is None for met in judged.met)
+    several = [(i, met) for i, met in zip(items, judged.met, strict=True) if len(i.labels) > 1 and met is not None]
     single_N4, people_N4 = _judge_counts(several), _people_counts([item for item, _ in several])
     measures = {
         "raw": statistics.raw_agreement,
@@ -241,13 +241,13 @@ def report(items: Sequence[Labelled], asked: JudgedItems, *, seed: int = 0) -> d
         "balanced_f1": statistics.balanced_f1,
     }
     return {
-        "mode": asked.mode,
-        "judge": asked.judge,
+        "mode": judged.mode,
+        "judge": judged.judge,
         "n_items": len(items),
         "n_compared": len(decided),
         "n_unscored": n_unscored,
         "unscored_share": n_unscored / len(items),
-        "unscored": asked.problems,
+        "unscored": judged.problems,
         "agreement": _agreement(decided, seed),
         "error_rates": {sign: _error_rates(decided, sign, seed) for sign in SIGNS},
         "met_share": asdict(_share([(i, float(met)) for i, _, met in decided], seed)),
@@ -261,15 +261,15 @@ def report(items: Sequence[Labelled], asked: JudgedItems, *, seed: int = 0) -> d
             name: asdict(count_difference(people_N4, single_N4, measure, seed=seed))
             for name, measure in measures.items()
         },
-        "usage": asdict(asked.usage),
+        "usage": asdict(judged.usage),
         "price_per_1000_responses": None
-        if asked.usage.price is None or asked.usage.cached
-        else 1000 * asked.usage.price / asked.n_responses,
+        if judged.usage.price is None or judged.usage.cached
+        else 1000 * judged.usage.price / judged.n_responses,
     }
 
 
 Decided = tuple[Labelled, bool | None, bool]
-"""An item, what the majority of people says of it, and what the judge says."""
+"""An item, the verdict of the majority, and the verdict of the judge."""
 
 
 def _agreement(decided: Sequence[Decided], seed: int) -> dict[str, Any]:
@@ -279,14 +279,14 @@ def _agreement(decided: Sequence[Decided], seed: int) -> dict[str, Any]:
 
 def _grouped(labelled: Sequence[tuple[Sequence[str], Decided]], seed: int) -> dict[str, Any]:
     groups: dict[str, list[Decided]] = {}
-    for labels, one in labelled:
+    for labels, decided in labelled:
         for label in labels:
-            groups.setdefault(label, []).append(one)
-    return {label: _agreement(found, seed) for label, found in sorted(groups.items())}
+            groups.setdefault(label, []).append(decided)
+    return {label: _agreement(members, seed) for label, members in sorted(groups.items())}
 
 
 def _error_rates(decided: Sequence[Decided], sign: str, seed: int) -> dict[str, Any]:
-    """False positives: judge says met, people not, over what people call not met. False negatives the other way."""
+    """False positives: the share of what people call not met that the judge calls met. False negatives: the reverse."""
     chosen = [d for d in decided if sign in ("all", d[0].sign)]
     unmet = [(i, float(met)) for i, majority, met in chosen if not majority]
     met = [(i, float(not judged)) for i, majority, judged in chosen if majority]
@@ -299,7 +299,7 @@ def _error_rates(decided: Sequence[Decided], sign: str, seed: int) -> dict[str, 
 
 
 def _share(values: Sequence[tuple[Labelled, float]], seed: int, *, is_share: bool = True) -> Estimate:
-    """Mean of the values, with its interval over prompts; `is_share` for values in [0, 1]."""
+    """Mean of the values with its interval over prompts; `is_share` if they are in [0, 1]."""
     over: Counter[str] = Counter()
     under: Counter[str] = Counter()
     for item, value in values:
@@ -309,13 +309,13 @@ def _share(values: Sequence[tuple[Labelled, float]], seed: int, *, is_share: boo
 
 
 def _judge_counts(several: Sequence[tuple[Labelled, bool]]) -> np.ndarray:
-    """The judge against each person, (N, 4) by prompt as `statistics.confusion` has it."""
+    """The judge against each person, (N, 4) by prompt, as from `statistics.confusion`."""
     pairs = [(label, met, item.prompt_key) for item, met in several for label in item.labels]
     return confusion([p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs])
 
 
 def _people_counts(items: Sequence[Labelled]) -> np.ndarray:
-    """Each person against each other one, (N, 4) by prompt; a criterion with k people weighs k, as it does in
+    """Each person against each other person, (N, 4) by prompt. A criterion with k people has weight k, as in
     `_judge_counts`."""
     position: dict[str, int] = {}
     several = [item for item in items if len(item.labels) > 1]
@@ -331,7 +331,7 @@ def _people_counts(items: Sequence[Labelled]) -> np.ndarray:
 
 
 def between(items: Sequence[Labelled], first: JudgedItems, other: JudgedItems, *, seed: int = 0) -> dict[str, Any]:
-    """The second way of asking minus the first, over criteria that both scored; people only where they do not tie."""
+    """The second mode minus the first, on criteria that both scored; people count where they do not tie."""
     both = [
         (item, a, b) for item, a, b in zip(items, first.met, other.met, strict=True) if a is not None and b is not None
     ]
@@ -355,34 +355,33 @@ def between(items: Sequence[Labelled], first: JudgedItems, other: JudgedItems, *
 
 
 def sentences(table: Mapping[str, Any]) -> list[str]:
-    """What a check says, in plain words."""
-    said = []
-    ties = f"; {table['n_ties']:,} criteria on which people tie are left out" if table["n_ties"] else ""
+    """The result of a check in plain words."""
+    lines = []
+    ties = f"; {table['n_ties']:,} criteria on which people tie are excluded" if table["n_ties"] else ""
     for mode in table["modes"]:
         a = mode["agreement"]
-        said.append(
+        lines.append(
             f"{mode['judge']} agrees with the people on {_percent(a['raw'])} of {a['n']:,} criteria; Cohen's kappa "
             f"{describe(a['kappa'])}, balanced F1 {describe(a['balanced_f1'])}{ties}."
         )
         if mode["n_several"]:
-            said.append(_against_people(mode))
-        said += _by_sign(mode)
+            lines.append(_against_people(mode))
+        lines += _by_sign(mode)
         if mode["unscored_share"] > 1 - ENOUGH_SCORED:
             reasons = ", ".join(f"{count} {problem}" for problem, count in mode["unscored"].items())
-            said.append(
-                f"It left {100 * mode['unscored_share']:.1f} % of the criteria unscored ({reasons}): the figures are "
-                "about the rest, which may be the easier ones."
+            lines.append(
+                f"It left {100 * mode['unscored_share']:.1f} % of the criteria unscored ({reasons}). The figures cover "
+                "the rest, which may be easier."
             )
-    for one in table["between"]:
-        said.append(_between_sentence(one, table))
-    said += [f"Not measured, mode {mode}: {error}" for mode, error in table["failures"].items()]
-    return said
+    lines += [_between_sentence(difference, table) for difference in table["between"]]
+    lines += [f"Mode {mode} failed: {error}" for mode, error in table["failures"].items()]
+    return lines
 
 
 def _against_people(mode: Mapping[str, Any]) -> str:
     difference = mode["minus_people"]["raw"]
     start = (
-        f"On {mode['n_several']:,} criteria that several people judged, it agrees with a single person on "
+        f"On {mode['n_several']:,} criteria that several people judged, it agrees with one person on "
         f"{_percent(mode['pairwise']['raw'])}, and two people with each other on "
         f"{_percent(mode['people_pairwise']['raw'])}"
     )
@@ -390,48 +389,49 @@ def _against_people(mode: Mapping[str, Any]) -> str:
         return f"{start}."
     ends = {
         Conclusion.BETTER: "it agrees with people more than they do with each other",
-        Conclusion.WORSE: "it is below the ceiling that people set",
+        Conclusion.WORSE: "it is below the ceiling set by people",
         Conclusion.NOT_SHOWN: "no difference is shown between it and one more person",
         Conclusion.TOO_FEW: str(Conclusion.TOO_FEW),
     }
-    return f"{start} (the judge minus people: {points(difference)}): {ends[conclude(difference)]}."
+    return f"{start} (judge minus people: {points(difference)}): {ends[conclude(difference)]}."
 
 
 def _by_sign(mode: Mapping[str, Any]) -> list[str]:
-    said = []
+    lines = []
     for sign, name in (("positive", "criteria of positive weight"), ("pitfall", "pitfalls")):
         rates = mode["error_rates"][sign]
         if rates["n_met"] + rates["n_not_met"] == 0:
             continue
         effect = EFFECTS[sign]
-        said.append(
+        lines.append(
             f"On {name} it says met where people do not in {_percent(rates['false_positive'])} of "
             f"{rates['n_not_met']:,} ({effect[0]}), and not met where people say met in "
             f"{_percent(rates['false_negative'])} of {rates['n_met']:,} ({effect[1]})."
         )
-    return said
+    return lines
 
 
-def _between_sentence(one: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+def _between_sentence(between: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     shares = {mode["mode"]: mode["met_share"] for mode in table["modes"]}
     people = table["modes"][0]["people_met_share"]
-    d = one["met_share_difference"]
+    d = between["met_share_difference"]
     match conclude(d):
         case Conclusion.BETTER | Conclusion.WORSE as way:
-            tendency = f"{one['first'] if way is Conclusion.BETTER else one['other']} is the stricter way"
+            tendency = f"{between['first'] if way is Conclusion.BETTER else between['other']} is stricter"
         case Conclusion.NOT_SHOWN:
             tendency = "no difference in strictness is shown"
         case too_few:
-            tendency = f"{too_few} which way is stricter"
-    closer = {Conclusion.BETTER: one["other"], Conclusion.WORSE: one["first"]}.get(
-        conclude(one["balanced_f1_difference"])
+            tendency = f"{too_few} which mode is stricter"
+    closer = {Conclusion.BETTER: between["other"], Conclusion.WORSE: between["first"]}.get(
+        conclude(between["balanced_f1_difference"])
     )
     better = f" {closer} is closer to the people." if closer else ""
+    first, other = between["first"], between["other"]
     return (
-        f"Asked {one['first']} it says met in {_percent(shares[one['first']])}, asked {one['other']} in "
-        f"{_percent(shares[one['other']])}, people in {_percent(people)}; {one['other']} minus {one['first']} on the "
-        f"same criteria: {points(d)}: {tendency}.{better} The two agree with each other on "
-        f"{_percent(one['agreement']['raw'])} (kappa {describe(one['agreement']['kappa'])}): never mix their scores."
+        f"In mode {first} it says met in {_percent(shares[first])}, in mode {other} in {_percent(shares[other])}, "
+        f"people in {_percent(people)}; {other} minus {first} on the same criteria: {points(d)}: {tendency}.{better} The two "
+        f"modes agree on {_percent(between['agreement']['raw'])} (kappa {describe(between['agreement']['kappa'])}): "
+        "never mix their scores."
     )
 
 
@@ -444,7 +444,7 @@ def _percent(estimate: Mapping[str, Any]) -> str:
 
 
 def show(table: Mapping[str, Any]) -> None:
-    """Print a check: the modes, their errors by sign, the largest categories or tags, and what it says."""
+    """Print a check: the modes, their errors by sign, the largest categories or tags, and the sentences."""
     console = Console(width=118)
     view = _view("Judge against people (95 % interval over prompts)", "", *(m["mode"] for m in table["modes"]))
     lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [

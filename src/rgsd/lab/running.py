@@ -31,8 +31,9 @@ from rgsd.lab.figures import MAX_NEW_TOKENS
 from rgsd.lab.grid import Arm, Task
 from rgsd.lab.world import World, write_jsonl
 from rgsd.progress import say
+from rgsd.provenance import environment
 from rgsd.redaction import redact
-from rgsd.runs import BASELINE, RECORD, Run, conditioned_role, create_run, environment, open_run, write_json
+from rgsd.runs import BASELINE, RECORD, Run, conditioned_role, create_run, open_run, write_json
 
 LAB = "lab.json"
 BASE = "base"
