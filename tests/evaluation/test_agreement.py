@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rgsd.cli.judge import main
 from rgsd.errors import ConfigError, DataError, JudgeError, UsageError
 from rgsd.evaluation import agreement as module
-from rgsd.evaluation.agreement import check, check_file, sampled, show
+from rgsd.evaluation.agreement import check, check_file, sampled
+from rgsd.evaluation.agreement_words import show
 from rgsd.judges import JudgeConfig, Judgement, Usage
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
 from rgsd.rubrics import Verdict
@@ -444,7 +445,7 @@ def test_a_file_is_checked_in_the_modes_asked_for(tmp_path):
     assert len(check_file(path, config, modes=["batched"], build=build)["modes"]) == 1
     with pytest.raises(ConfigError, match=r"got \['both'\]"):
         check_file(path, config, modes=["both"], build=build)
-    with pytest.raises(ConfigError, match="name the LLM"):
+    with pytest.raises(ConfigError, match="'checks'"):
         check_file(path, JudgeConfig(), build=build)
 
 

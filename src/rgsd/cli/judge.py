@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     parsed = COMMAND.parse(argv[1:] if argv[:1] == ["check"] else argv)
     if "judge_mode" in parsed.given:
         raise UsageError("--judge_mode has no effect here: choose the modes to check with --modes")
-    from rgsd.evaluation.agreement import check_file, show
+    from rgsd.evaluation.agreement import check_file
+    from rgsd.evaluation.agreement_words import show
     from rgsd.runs import write_json
 
     settings, judge = parsed.settings

@@ -1,4 +1,4 @@
-"""A comparison in sentences and tables."""
+"""The comparison in sentences and tables."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ MOST_GROUPS = 8
 
 
 def sentences(table: Mapping[str, Any]) -> list[str]:
-    """What a comparison says, in plain words."""
-    said = [f"Warning: {w}" for w in table["warnings"]]
-    said.append(f"Judge: {table['judge']}; {table['n_shared_prompts']:,} shared prompts.")
-    for one in table["differences"]:
-        said += _difference_sentences(one)
+    """The result of a comparison in plain words."""
+    lines = [f"Warning: {w}" for w in table["warnings"]]
+    lines.append(f"Judge: {table['judge']}; {table['n_shared_prompts']:,} shared prompts.")
+    for difference in table["differences"]:
+        lines += _difference_sentences(difference)
     for second in table["second_judges"]:
-        said += _second_sentences(second, table)
-    return said
+        lines += _second_sentences(second, table)
+    return lines
 
 
-def _difference_sentences(one: Mapping[str, Any]) -> list[str]:
-    a, b, found = one["against"], one["run"], one["difference"]
-    if found is None:
+def _difference_sentences(table: Mapping[str, Any]) -> list[str]:
+    a, b, gain = table["against"], table["run"], table["difference"]
+    if gain is None:
         return [f"{b} and {a} share no prompt that was scored in both."]
-    said = [verdict_sentence(b, a, found)]
-    c = one["criteria"]
-    said.append(
+    lines = [verdict_sentence(b, a, gain)]
+    c = table["criteria"]
+    lines.append(
         f"  Criteria: {c['won']:,} won and {c['lost']:,} lost of {c['n']:,} (net {c['net']:+,}; sign test over "
-        f"prompts p = {c['p']:.2g}). Prompts: {one['prompts']['won']:,} won, {one['prompts']['lost']:,} lost, "
-        f"{one['prompts']['tied']:,} tied (p = {one['prompts']['p']:.2g})."
+        f"prompts p = {c['p']:.2g}). Prompts: {table['prompts']['won']:,} won, {table['prompts']['lost']:,} lost, "
+        f"{table['prompts']['tied']:,} tied (p = {table['prompts']['p']:.2g})."
     )
-    groups = [g for g in one["criteria_by_tag"] if g["net"]]
+    groups = [g for g in table["criteria_by_tag"] if g["net"]]
     if groups:
         best = [f"{g['group']} ({g['net']:+,})" for g in groups[:3] if g["net"] > 0]
         worst = [f"{g['group']} ({g['net']:+,})" for g in groups[::-1][:3] if g["net"] < 0]
         parts = [f"gained most in {', '.join(best)}"] if best else []
         parts += [f"lost most in {', '.join(worst)}"] if worst else []
         clear = sum(g["p_holm"] < 0.05 for g in groups)
-        said.append(
-            f"  By tag it {' and '.join(parts)}; {clear} of {len(one['criteria_by_tag'])} tags stand after Holm's "
-            "correction (p < 0.05)."
+        lines.append(
+            f"  By tag it {' and '.join(parts)}; {clear} of {len(table['criteria_by_tag'])} tags are significant after "
+            "Holm's correction (p < 0.05)."
         )
-    return [*said, *_length_sentences(one)]
+    return [*lines, *_length_sentences(table)]
 
 
-def _length_sentences(one: Mapping[str, Any]) -> list[str]:
-    a, b, found, length = one["against"], one["run"], one["difference"], one["length"]
+def _length_sentences(table: Mapping[str, Any]) -> list[str]:
+    a, b, gain, length = table["against"], table["run"], table["difference"], table["length"]
     inflation, controlled = length["tokens"], length["controlled"]
     if inflation["value"] is None:
         inflation = length["characters"]
@@ -64,15 +64,15 @@ def _length_sentences(one: Mapping[str, Any]) -> list[str]:
         start += f" ({inflation['low']:.2f} to {inflation['high']:.2f})"
     at_equal = controlled["difference"]
     if at_equal["value"] is None:
-        return [f"{start}. The difference at equal length is not known: {at_equal['note']}."]
+        return [f"{start}. The difference at equal length is unknown: {at_equal['note']}."]
     end = f"At equal length the difference is {points(at_equal)}"
     if controlled["is_extrapolated"]:
-        end += ", a line read beyond the data: all of them differ in length the same way"
-    if at_equal["low"] is None or not is_shown(found):
+        end += ", extrapolated: all responses differ in length in the same direction"
+    if at_equal["low"] is None or not is_shown(gain):
         return [f"{start}. {end}."]
-    if conclude(at_equal) is not conclude(found):
+    if conclude(at_equal) is not conclude(gain):
         return [f"{start}. {end}: {conclude(at_equal)}, so length may account for the difference."]
-    return [f"{start}. {end}: it stands without length."]
+    return [f"{start}. {end}: the conclusion stays the same."]
 
 
 def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
@@ -80,32 +80,32 @@ def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> li
     if not found["n"]:
         return [f"Second judge {second['judge']}: it and {table['judge']} have no verdict on the same response."]
     kappa, f1 = found["kappa"], found["balanced_f1"]
-    said = [
+    lines = [
         f"Second judge {second['judge']}: the same verdict on {100 * found['raw']['value']:.1f} % of {found['n']:,} "
         f"criteria; Cohen's kappa {describe(kappa)}, balanced F1 {describe(f1)}. It says met in "
         f"{100 * second['met_share']['second']:.1f} %, {table['judge']} in {100 * second['met_share']['first']:.1f} %."
     ]
     if second["n_other_response"]:
-        said.append(f"  {second['n_other_response']} of its rows are about other responses, and are left out.")
+        lines.append(f"  {second['n_other_response']} of its samples are about other responses and are left out.")
     if second["rankings"] is None:
-        return [*said, "  No prompt was scored by both judges in all runs: the ranking cannot be compared."]
+        return [*lines, "  No prompt was scored by both judges in all runs: the ranking cannot be compared."]
     order = " > ".join(second["rankings"][second["judge"]])
     if second["is_ranking_kept"]:
-        said.append(f"  The ranking survives it: {order} ({second['n_prompts']:,} prompts).")
+        lines.append(f"  The ranking survives it: {order} ({second['n_prompts']:,} prompts).")
     else:
         before = " > ".join(second["rankings"][table["judge"]])
-        said.append(f"  The ranking does not survive it: {order}, where {table['judge']} has {before}.")
+        lines.append(f"  The ranking does not survive it: {order}, where {table['judge']} has {before}.")
     for d in second["differences"]:
         first, other = conclude(d["first"]), conclude(d["second"])
         if first is other:
             verdict = first if first is Conclusion.TOO_FEW else f"{first} under both judges"
         else:
             verdict = f"{other} under it, {first} under {table['judge']}"
-        said.append(
+        lines.append(
             f"  {d['run']} against {d['against']}: {points(d['second'])} under it, {points(d['first'])} under "
             f"{table['judge']}: {verdict}."
         )
-    return said
+    return lines
 
 
 def show(table: Mapping[str, Any]) -> None:
