@@ -518,7 +518,7 @@ def test_the_command_writes_page_and_numbers(runs, tmp_path, capsys):
     kept = mine.read_text()
     capsys.readouterr()
     assert main(["report", str(runs / "rgsd"), "-o", str(mine)]) == 1  # a slip of the hand
-    assert "is no report" in capsys.readouterr().err
+    assert "is not a report" in capsys.readouterr().err
     assert mine.read_text() == kept
 
 
