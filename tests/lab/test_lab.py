@@ -134,7 +134,7 @@ def test_a_judge_of_ones_own_is_named_in_a_recipe():
         ({"judge": "python:rgsd.lab.weak:WeakJudge", "judge_kwargs": {"bribes": 1}}, "bribes"),
         ({"judge": "python:pathlib:Path"}, "without name"),
         ({"judge": "checks", "judge_kwargs": {"errors": 0.1}}, "takes none"),
-        ({"judge": "python:a:b", "judge_kwargs": "[1"}, "not JSON"),
+        ({"judge": "python:a:b", "judge_kwargs": "[1"}, "judge_kwargs must be"),
     ],
 )
 def test_a_judge_of_ones_own_that_cannot_be_made_is_refused(settings, said):

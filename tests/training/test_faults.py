@@ -178,4 +178,4 @@ def test_a_disk_that_fills_while_rows_are_written_is_said(tmp_path, tokenizer, c
     assert main(["train", "--config", str(recipe), "--output_dir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "metrics.jsonl: No space left on device" in error
-    assert "the same command goes on" in error
+    assert "the same command resumes" in error
