@@ -6,17 +6,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rgsd.workflows.costs import GIB, PAPERS_DATA, PAPERS_MODELS, Hardware, Plan, Work, memory, run_cost, work_of
+from rgsd.workflows.costs import GIB, PAPERS_DATA, PAPERS_MODELS, Hardware, Layout, Work, memory, run_cost, work_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "SCALE.md"
 DEVICES = (1, 8, 64)
 
 
-def plan_of(model: str, **changes: object) -> Plan:
+def layout_of(model: str, **changes: object) -> Layout:
     """The recipe of recipes/paper/ for a model, with prompts of 512 and 2,048 tokens."""
     thinking = "Thinking" in model
     rows = {"Qwen2.5-3B": 8, "Qwen2.5-7B": 4, "Qwen3-4B-T": 2, "Qwen3-8B-T": 1}[model[:10]]
-    plan = Plan(
+    layout = Layout(
         lora_rank=32,
         rows=rows,
         rollout_rows=64,
@@ -24,7 +24,7 @@ def plan_of(model: str, **changes: object) -> Plan:
         vllm_share=0.4 if thinking else 0.0,
         samples_here=not thinking,
     )
-    return replace(plan, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(layout, **changes)  # pyright: ignore[reportArgumentType]
 
 
 FULL = {"lora_rank": None, "teacher_copy": True}
@@ -44,7 +44,7 @@ def memory_table() -> str:
     """GiB a device of each model in each layout; what does not fit 80 GB (74.5 GiB) is marked."""
     lines = ["| layout | " + " | ".join(PAPERS_MODELS) + " |", "|---|" + "---:|" * len(PAPERS_MODELS)]
     for name, changes in LAYOUTS:
-        totals = [sum(memory(shape, plan_of(m, **changes)).values()) / GIB for m, shape in PAPERS_MODELS.items()]
+        totals = [sum(memory(shape, layout_of(m, **changes)).values()) / GIB for m, shape in PAPERS_MODELS.items()]
         lines.append(f"| {name} | " + " | ".join(f"{t:.0f}" + (" (no)" if t > 74.5 else "") for t in totals) + " |")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
-"""What training takes: memory a device, and tokens, FLOPs, bytes, hours and dollars a run. Arithmetic alone.
+"""Estimates of what training takes: memory per device, and tokens, FLOPs, bytes, hours and dollars per run.
 
-Every number that is assumed and not counted is a field of `Hardware` or `Work`, so that docs/SCALE.md can name it. The
-memory formula is held to a measured run by tests/test_dry_run.py.
+Every assumed number is a field of `Hardware` or `Work`, so docs/SCALE.md can list it. A test compares the memory
+formula with a measured run.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ class Architecture:
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer: attention, gated MLP, two norms."""
+        """Parameters of one layer: attention, gated MLP, two norms."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding and, where it is not the same, the head."""
+        """Parameters of the embedding and, unless tied to it, the head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Parameters of the whole model."""
         return self.layers * self.layer_parameters + self.embedding_parameters + self.hidden
 
     def lora_parameters(self, rank: int) -> int:
-        """Of an adapter on all linear layers."""
+        """Parameters of a LoRA adapter on all linear layers."""
         h, a, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
         return self.layers * rank * ((h + a) * 2 + (h + kv) * 2 + (h + i) * 3)
 
     def kv_bytes(self, width: int = 2) -> int:
-        """Of the cache, a token."""
+        """Bytes per token of the key-value cache, with `width` bytes per value."""
         return 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
@@ -87,21 +87,26 @@ PAPERS_DATA = {"medical": 12_519, "science": 19_806}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a model is to be trained.
+class Layout:
+    """How a model is trained, as far as memory depends on it.
 
     Args:
-        engine, devices: what joins how many processes.
-        lora_rank: None for full training.
-        weight_bytes: a frozen weight; a trained one has `trained_bytes` (LoRA's are fp32).
-        compute_bytes: an activation.
-        rows: micro-batch a device; rollout_rows: responses sampled at once on a device.
-        prompt, teacher_prompt, response: tokens, the longest that are expected.
-        checkpointing: activations recomputed in backward.
-        teacher_copy: whether the teacher is a copy of the trained parameters (full training, ema).
-        loss_chunk_tokens: tokens whose logits are held at once.
-        vllm_share: of the device's memory that a colocated vLLM takes; 0 otherwise.
-        samples_here: whether transformers samples on this device (no vLLM).
+        engine: How parameters, gradients and optimizer states are spread over the devices.
+        devices: Number of devices, one process each.
+        lora_rank: Rank of the adapter; None for full training.
+        weight_bytes: Bytes per frozen weight.
+        trained_bytes: Bytes per trained weight. LoRA weights are float32.
+        compute_bytes: Bytes per activation.
+        rows: Rows per micro-batch and device.
+        rollout_rows: Responses sampled at once on a device.
+        prompt: Tokens of the longest student prompt.
+        teacher_prompt: Tokens of the longest teacher prompt.
+        response: Tokens of the longest response.
+        checkpointing: Whether the backward pass recomputes activations.
+        teacher_copy: Whether the teacher holds a copy of the trained parameters (full training, or ema).
+        loss_chunk_tokens: Tokens whose logits exist at once.
+        vllm_share: Share of the device's memory that a colocated vLLM takes; 0 without one.
+        samples_here: Whether transformers samples on this device, without vLLM.
     """
 
     engine: Engine = "ddp"
@@ -123,49 +128,52 @@ class Plan:
 
 
 LIVE_LOGITS = 6
-"""fp32 matrices of a chunk's tokens by the vocabulary that the loss holds at its peak."""
+"""Float32 matrices of size chunk tokens x vocabulary that the loss holds at its peak."""
 CHUNK_BYTES = 16 * 1024**2
 RUNTIME_BYTES = GIB
-"""CUDA context, communication buffers and workspaces: a round number, not a count."""
+"""CUDA context, communication buffers and workspaces. An assumption, not a count."""
 
 
-def memory(model: Architecture, plan: Plan, device_bytes: float = 80e9) -> dict[str, float]:
-    """Bytes a device, part by part, at the step's peak. Sums of parts that do not peak together are not taken: sampling
-    and the backward pass share the room that each of them needs, and the larger counts."""
-    share = 1 / plan.devices
-    trained = model.parameters if plan.lora_rank is None else model.lora_parameters(plan.lora_rank)
-    frozen = 0 if plan.lora_rank is None else model.parameters
-    is_sharded = plan.engine in ("fsdp2", "zero3")
+def memory(model: Architecture, layout: Layout, device_bytes: float = 80e9) -> dict[str, float]:
+    """Bytes per device at the peak of a step, by part.
+
+    Sampling, the teacher's forward pass and the backward pass never run at the same time, so only the largest of them
+    counts.
+    """
+    share = 1 / layout.devices
+    trained = model.parameters if layout.lora_rank is None else model.lora_parameters(layout.lora_rank)
+    frozen = 0 if layout.lora_rank is None else model.parameters
+    is_sharded = layout.engine in ("fsdp2", "zero3")
     of_weights = share if is_sharded else 1.0
-    of_states = share if plan.engine != "ddp" else 1.0
+    of_states = share if layout.engine != "ddp" else 1.0
     largest = max(model.layer_parameters, model.vocabulary * model.hidden)
     parts = {
-        "weights": (frozen * plan.weight_bytes + trained * plan.trained_bytes) * of_weights,
-        "gathered weights": 2 * largest * plan.compute_bytes if is_sharded else 0.0,
-        "gradients": trained * plan.trained_bytes * of_states,
-        "optimizer": 2 * trained * plan.trained_bytes * of_states,
-        "teacher's copy": trained * plan.trained_bytes * of_weights if plan.teacher_copy else 0.0,
+        "weights": (frozen * layout.weight_bytes + trained * layout.trained_bytes) * of_weights,
+        "gathered weights": 2 * largest * layout.compute_bytes if is_sharded else 0.0,
+        "gradients": trained * layout.trained_bytes * of_states,
+        "optimizer": 2 * trained * layout.trained_bytes * of_states,
+        "teacher's copy": trained * layout.trained_bytes * of_weights if layout.teacher_copy else 0.0,
     }
-    chunk = plan.loss_chunk_tokens or max(1, CHUNK_BYTES // (4 * model.vocabulary))
+    chunk = layout.loss_chunk_tokens or max(1, CHUNK_BYTES // (4 * model.vocabulary))
     parts["loss"] = LIVE_LOGITS * chunk * model.vocabulary * 4 + (
-        # The head's gradient is summed in fp32 beside the parameter's own.
-        model.vocabulary * model.hidden * 4 if plan.lora_rank is None else 0
+        # The loss accumulates the head's gradient in float32, apart from the parameter's own gradient.
+        model.vocabulary * model.hidden * 4 if layout.lora_rank is None else 0
     )
-    parts["teacher's states"] = plan.rollout_rows * plan.response * model.hidden * plan.compute_bytes
-    tokens = plan.rows * (plan.prompt + plan.response)
-    layer = tokens * _layer_activations(model) * plan.compute_bytes
-    kept = model.layers * tokens * model.hidden * plan.compute_bytes
-    teacher = plan.rows * (plan.teacher_prompt + plan.response) * _layer_activations(model) * plan.compute_bytes
-    backward = kept + layer if plan.checkpointing else model.layers * layer
-    cache = plan.rollout_rows * (plan.prompt + plan.response) * model.kv_bytes(plan.compute_bytes)
-    parts["activations or cache"] = max(backward, teacher, cache if plan.samples_here else 0.0)
-    parts["vLLM"] = plan.vllm_share * device_bytes
+    parts["teacher's states"] = layout.rollout_rows * layout.response * model.hidden * layout.compute_bytes
+    tokens = layout.rows * (layout.prompt + layout.response)
+    layer = tokens * _layer_activations(model) * layout.compute_bytes
+    kept = model.layers * tokens * model.hidden * layout.compute_bytes
+    teacher = layout.rows * (layout.teacher_prompt + layout.response) * _layer_activations(model) * layout.compute_bytes
+    backward = kept + layer if layout.checkpointing else model.layers * layer
+    cache = layout.rollout_rows * (layout.prompt + layout.response) * model.kv_bytes(layout.compute_bytes)
+    parts["activations or cache"] = max(backward, teacher, cache if layout.samples_here else 0.0)
+    parts["vLLM"] = layout.vllm_share * device_bytes
     parts["runtime"] = RUNTIME_BYTES
     return {name: float(value) for name, value in parts.items()}
 
 
 def _layer_activations(model: Architecture) -> int:
-    """Values a token that one layer's backward needs: what enters each product, and the norms."""
+    """Values per token that one layer keeps for its backward pass: the inputs of each product and of the norms."""
     attention = model.head_dim * (2 * model.heads + 2 * model.kv_heads)
     return attention + 3 * model.intermediate + 6 * model.hidden
 
@@ -175,15 +183,19 @@ def _layer_activations(model: Architecture) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What is done a prompt. Lengths are means in tokens.
+    """The work of one epoch. Lengths are mean numbers of tokens.
 
     Args:
-        prompts: of the data set; batch: prompts a step, over all devices.
-        prompt, rubric, response: tokens.
-        generations: responses a prompt of GRPO; RGSD samples one.
-        longest: the longest response of a step over their mean; a step waits for it.
-        judge_input, judged, judge_output: tokens of one call for all criteria: instructions, the response without its
-            reasoning, verdicts.
+        prompts: Prompts in the data set.
+        batch: Prompts per step, over all devices.
+        prompt: Tokens of a prompt.
+        rubric: Tokens of a rubric.
+        response: Tokens of a response.
+        longest: Length of a step's longest response relative to the mean. The step waits for that response.
+        generations: GRPO's responses per prompt. RGSD samples one.
+        judge_input: Tokens of the judge's instructions in one call, which covers all criteria.
+        judged: Tokens of the judged response, without its reasoning.
+        judge_output: Tokens of the judge's verdicts.
     """
 
     prompts: int = 12_519
@@ -200,12 +212,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Assumed of a device and of prices. H100 SXM: 989 TFLOP/s in bf16, 3.35 TB/s.
+    """Assumptions about a device (an H100 SXM) and about prices.
 
     Args:
-        flops, bandwidth: a second, at their peak; training_use, decoding_use: the share of either that is reached.
-        link: bytes a second between devices. dollars_an_hour: a device. judge_dollars: a million tokens in, and out.
-        judge_seconds: a call; judge_calls_at_once.
+        flops: Peak bf16 FLOPs per second.
+        bandwidth: Peak bytes per second from memory.
+        training_use: Share of the peak FLOPs that training reaches.
+        decoding_use: Share of both peaks that decoding reaches.
+        link: Bytes per second between devices.
+        dollars_an_hour: Price of a device.
+        judge_dollars: Prices of a million input tokens and of a million output tokens.
+        judge_seconds: Seconds per judge call.
+        judge_calls_at_once: Concurrent judge calls.
     """
 
     flops: float = 989e12
@@ -222,18 +240,19 @@ class Hardware:
 def run_cost(
     model: Architecture, work: Work, hardware: Hardware, devices: int, *, method: Literal["rgsd", "grpo"]
 ) -> dict[str, float]:
-    """Of one epoch: tokens, FLOPs, bytes moved, seconds of each phase, hours and dollars.
+    """Cost of one epoch: tokens, FLOPs, bytes moved, seconds of each phase, hours and dollars.
 
-    Training is LoRA with checkpointed activations: forward 2, recomputed forward 2, gradient of activations 2 FLOPs a
-    parameter and token. A device decodes its share of a step's responses at once; each token takes the longer of its
-    arithmetic and of reading weights and cache. Rollout, judge, and training follow one another, as in TRL.
+    Training is LoRA with checkpointed activations, so each parameter and token costs 2 FLOPs in the forward pass, 2 in
+    the recomputed one and 2 for the gradient of the activations. Each device decodes its share of a step's responses
+    as one batch; a token takes as long as its arithmetic or as reading weights and cache, whichever is longer.
+    Rollout, judging and training follow one another, as in TRL.
     """
     p, steps = model.parameters, work.prompts / work.batch
     generations = work.generations if method == "grpo" else 1
     responses = work.prompts * generations
     sampled = responses * work.response
     trained = responses * (work.prompt + work.response)
-    # GRPO's extra forward pass: the sampled tokens' probabilities under the student that an engine sampled from.
+    # RGSD's extra forward pass is the teacher's. GRPO's recomputes the sampled tokens' probabilities.
     scored = responses * (work.prompt + work.rubric + work.response) if method == "rgsd" else trained
     flops_decode = 2.0 * p * (sampled + work.prompts * work.prompt)
     flops_train = 6.0 * p * trained
@@ -246,7 +265,7 @@ def run_cost(
     seconds_rollout = steps * work.response * work.longest * max(arithmetic, reading)
     busy = min(devices, work.batch * generations)
     seconds_train = (flops_train + flops_score) / (busy * hardware.flops * hardware.training_use)
-    # To each device's vLLM the whole weights, once a step; between devices the adapter's gradients, all-reduced.
+    # Once per step, each device's vLLM receives all weights, and the devices all-reduce the adapter's gradients.
     reduced = 2 * 4.0 * model.lora_parameters(32) * (devices - 1) / devices
     moved = steps * devices * (2.0 * p + reduced)
     seconds_moved = steps * (2.0 * p + reduced) / hardware.link
@@ -278,9 +297,19 @@ def run_cost(
 
 
 def work_of(model: str, domain: str, **changes: Any) -> Work:
-    """The paper's run of a model on a domain; thinking models write longer responses."""
+    """The work of the paper's run of a model on a domain. Thinking models write longer responses."""
     work = Work(prompts=PAPERS_DATA[domain])
     return replace(work, **{**({"response": 2500} if "Thinking" in model else {}), **changes})
 
 
-__all__ = ["PAPERS_DATA", "PAPERS_MODELS", "Architecture", "Hardware", "Plan", "Work", "memory", "run_cost", "work_of"]
+__all__ = [
+    "PAPERS_DATA",
+    "PAPERS_MODELS",
+    "Architecture",
+    "Hardware",
+    "Layout",
+    "Work",
+    "memory",
+    "run_cost",
+    "work_of",
+]

@@ -1,8 +1,8 @@
-"""`rgsd train --dry_run true`: will this recipe run, and does it fit? Without the weights, in a minute, on a CPU.
+"""`rgsd train --dry_run`: check in a minute on a CPU, without the weights, that a recipe runs and fits in memory.
 
-Everything is built from the recipe: its data, prompts, tokenizer and settings, and a model of the same kind from its
-own config.json, with the real vocabulary and the real ratio of heads, but two layers and narrow heads. One step of the
-real trainer is taken. What the whole model will need on each device is worked out by `rgsd.workflows.costs.memory`.
+The dry run uses the recipe's data, prompts, tokenizer and settings. From the model's config.json it builds a small
+model of the same kind, with the real vocabulary and the real ratio of heads, but with two layers and narrow heads. It
+takes one step of the real trainer, then estimates the memory of the full model (`rgsd.workflows.costs.memory`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback
 from trl import get_peft_config
 
 from rgsd import models
@@ -25,6 +25,7 @@ from rgsd.data.config import load_split
 from rgsd.errors import ConfigError, ModelError
 from rgsd.progress import say
 from rgsd.prompts.messages import training_rows
+from rgsd.settings import setting
 from rgsd.training.config import RGSDConfig
 from rgsd.training.launch import LaunchConfig, config_file
 from rgsd.training.trainer import RGSDTrainer
@@ -33,56 +34,55 @@ from rgsd.workflows.recipe import Recipe
 
 LAYERS, HEAD_DIM = 2, 8
 MOST_RESPONSE = 16
-"""Tokens sampled a prompt: enough for every path of the step."""
+"""Tokens sampled per prompt. A few are enough to reach every part of the step."""
 MOST_PROMPTS = 4
 
 
 @dataclasses.dataclass
 class DryRunConfig:
-    """Whether to try a recipe out instead of running it."""
+    """Whether to check a recipe instead of running it."""
 
-    dry_run: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "Build everything small from the real config, take one step, and estimate the memory."},
+    dry_run: bool = setting(
+        False, "Take one step with a small model built from the real config, and estimate the memory."
     )
-    device_gib: float = dataclasses.field(default=74.5, metadata={"help": "Memory of a device, for that estimate."})
+    device_gib: float = setting(74.5, "Memory of a device in GiB, for the estimate.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a dry run found.
+    """The result of a dry run.
 
     Args:
-        architecture: of the real model.
-        parameters: of the real model, and how many of them are trained.
-        longest: tokens of the longest student and teacher prompts.
-        loss: of the one step of the small model.
-        parts: bytes a device, part by part.
+        architecture: The real model's shape.
+        trained: How many of its parameters are trained.
+        longest: Tokens of the longest "student" prompt and of the longest "teacher" prompt.
+        loss: Loss of the small model's only step.
+        layout: How the recipe uses each device.
+        parts: Bytes per device, by part.
     """
 
     architecture: costs.Architecture
-    parameters: int
     trained: int
     longest: dict[str, int]
     loss: float
-    plan: costs.Plan
+    layout: costs.Layout
     parts: dict[str, float]
 
     @property
     def total(self) -> float:
-        """Bytes a device."""
+        """Bytes per device."""
         return sum(self.parts.values())
 
 
 def dry_run(recipe: Recipe, launch: LaunchConfig, *, device_gib: float = 74.5) -> Report:
-    """Try a recipe out; print and return what was found.
+    """Check a recipe, and print and return the report.
 
     Raises:
-        RGSDError: whatever would keep the run from starting.
+        RGSDError: For anything that would keep the run from starting.
     """
     args = recipe.training
     if not isinstance(args, RGSDConfig):
-        raise ConfigError("dry_run tries `rgsd train` out: GRPO and SFT have none yet")
+        raise ConfigError("--dry_run works with `rgsd train` only; run `rgsd grpo` or `rgsd sft` with --max_steps 1")
     name = str(recipe.model.model_name_or_path)
     config = _config(name, recipe)
     train_set = load_split(recipe.data, holds_out=recipe.evaluation.evaluate).train
@@ -96,10 +96,10 @@ def dry_run(recipe: Recipe, launch: LaunchConfig, *, device_gib: float = 74.5) -
     loss = _one_step(recipe, config, tokenizer, rows[:MOST_PROMPTS])
     say(f"One step of a small model of the same kind: loss {loss:.4f}")
     shape = costs.Architecture.of(config)
-    plan = plan_of(recipe, launch, longest)
-    parts = costs.memory(shape, plan, device_gib * costs.GIB)
-    trained = shape.parameters if plan.lora_rank is None else shape.lora_parameters(plan.lora_rank)
-    report = Report(shape, shape.parameters, trained, longest, loss, plan, parts)
+    layout = layout_of(recipe, launch, longest)
+    parts = costs.memory(shape, layout, device_gib * costs.GIB)
+    trained = shape.parameters if layout.lora_rank is None else shape.lora_parameters(layout.lora_rank)
+    report = Report(shape, trained, longest, loss, layout, parts)
     show(report, device_gib)
     return report
 
@@ -110,8 +110,8 @@ def _config(name: str, recipe: Recipe) -> Any:
         return AutoConfig.from_pretrained(source, trust_remote_code=recipe.training.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"cannot read the config of {name!r}: give a hub id that this machine can reach, or a folder with its "
-            "config.json; weights are not needed"
+            f"cannot read the config of {name!r}: give a hub id that this machine can reach, or a folder with the "
+            "model's config.json; weights are not needed"
         ) from error
 
 
@@ -119,12 +119,12 @@ def _tokenizer(name: str, recipe: Recipe, config: Any) -> PreTrainedTokenizerBas
     try:
         return models.load_tokenizer(name, recipe.model.model_revision, recipe.training.trust_remote_code)
     except ModelError:
-        say(f"{name} has no tokenizer here: bytes stand in for tokens, and lengths come out about four times too long")
+        say(f"{name} has no tokenizer here: a byte-level one replaces it, so lengths are about four times too high")
         return stand_in_tokenizer(config)
 
 
 def stand_in_tokenizer(config: Any) -> PreTrainedTokenizerBase:
-    """Bytes as tokens, with a ChatML template; every id lies within the model's vocabulary."""
+    """A byte-level tokenizer with a ChatML template, whose ids all lie within the model's vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -135,36 +135,35 @@ def stand_in_tokenizer(config: Any) -> PreTrainedTokenizerBase:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(specials[:3])
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
         bos_token="<|im_start|>",
         padding_side="left",
     )
-    made.chat_template = (
+    tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    return made
+    return tokenizer
 
 
 def small(config: Any) -> Any:
-    """A configuration of the same kind and vocabulary with two layers and heads of eight values."""
+    """A config of the same kind and vocabulary, with two layers and a head dimension of eight."""
     values = config.to_dict()
     text = values.get("text_config") or values
-    heads, width = text["num_attention_heads"], config.get_text_config()
-    old = getattr(width, "head_dim", None) or text["hidden_size"] // heads
+    head_dim = getattr(config.get_text_config(), "head_dim", None) or text["hidden_size"] // text["num_attention_heads"]
     text |= {
         "num_hidden_layers": LAYERS,
-        "hidden_size": max(HEAD_DIM, text["hidden_size"] * HEAD_DIM // old // 8 * 8),
-        "intermediate_size": max(8, text["intermediate_size"] * HEAD_DIM // old),
+        "hidden_size": max(HEAD_DIM, text["hidden_size"] * HEAD_DIM // head_dim // 8 * 8),
+        "intermediate_size": max(8, text["intermediate_size"] * HEAD_DIM // head_dim),
     }
     if text.get("head_dim"):
         text["head_dim"] = HEAD_DIM
     if text.get("query_pre_attn_scalar"):
         text["query_pre_attn_scalar"] = HEAD_DIM
-    if text.get("layer_types"):  # one of each kind
+    if text.get("layer_types"):  # One layer of each kind, so that the step exercises all of them.
         kinds = list(dict.fromkeys(text["layer_types"]))
         text["layer_types"] = (kinds * LAYERS)[: max(LAYERS, len(kinds))]
         text["num_hidden_layers"] = len(text["layer_types"])
@@ -177,7 +176,7 @@ def _one_step(recipe: Recipe, config: Any, tokenizer: Any, rows: Sequence[dict[s
     model: Any = AutoModelForCausalLM.from_config(small(config), trust_remote_code=args.trust_remote_code)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with tempfile.TemporaryDirectory() as folder:
-        tried = dataclasses.replace(
+        one_step = dataclasses.replace(
             args,
             output_dir=folder,
             max_steps=1,
@@ -192,20 +191,14 @@ def _one_step(recipe: Recipe, config: Any, tokenizer: Any, rows: Sequence[dict[s
         )
         trainer = RGSDTrainer(
             model,
-            args=tried,
+            args=one_step,
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=tokenizer,
             peft_config=get_peft_config(recipe.model),
         )
-        trainer.remove_callback(_printer())
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         return float(trainer.state.log_history[0]["loss"])
-
-
-def _printer() -> Any:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
 
 
 def _longest(tokenizer: Any, conversations: Sequence[Any]) -> int:
@@ -214,19 +207,19 @@ def _longest(tokenizer: Any, conversations: Sequence[Any]) -> int:
     )
 
 
-def plan_of(recipe: Recipe, launch: LaunchConfig, longest: dict[str, int]) -> costs.Plan:
-    """How the recipe, launched so, uses each device."""
+def layout_of(recipe: Recipe, launch: LaunchConfig, longest: dict[str, int]) -> costs.Layout:
+    """How the recipe uses each device under these launch settings."""
     args: Any = recipe.training
     name = Path(str(config_file(launch.accelerate_config or "ddp"))).stem
     engine: costs.Engine = name if name in ("fsdp2", "zero2", "zero3") else "ddp"  # pyright: ignore[reportAssignmentType]
     weight = costs.BYTES.get(str(recipe.model.dtype), 2)
     lora = recipe.model.lora_r if recipe.model.use_peft else None
-    return costs.Plan(
+    return costs.Layout(
         engine=engine,
         devices=launch.num_processes or 1,
         lora_rank=lora,
         weight_bytes=weight,
-        # Whatever is trained is float32 (`adapters.use_float32_master_weights`).
+        # Trained weights are always float32 (`adapters.use_float32_master_weights`).
         trained_bytes=4,
         compute_bytes=2 if args.bf16 or args.fp16 or (weight == 2 and lora is not None) else 4,
         rows=args.per_device_train_batch_size,
@@ -243,24 +236,24 @@ def plan_of(recipe: Recipe, launch: LaunchConfig, longest: dict[str, int]) -> co
 
 
 def show(report: Report, device_gib: float) -> None:
-    """The estimate as a table, and whether it fits."""
-    plan = report.plan
-    view = Table(title=f"Memory of each of {plan.devices} device(s), {plan.engine}, estimated")
+    """Print the estimate as a table, and whether it fits."""
+    layout = report.layout
+    view = Table(title=f"Estimated memory of each of {layout.devices} device(s), {layout.engine}")
     view.add_column("part")
     view.add_column("GiB", justify="right")
     for name, value in report.parts.items():
         if value:
             view.add_row(name, f"{value / costs.GIB:.2f}")
-    view.add_row("all", f"{report.total / costs.GIB:.2f}")
+    view.add_row("total", f"{report.total / costs.GIB:.2f}")
     Console(width=110).print(view)
-    say(f"{report.parameters / 1e9:.2f} billion parameters, {report.trained / 1e6:.1f} million trained.")
+    say(f"{report.architecture.parameters / 1e9:.2f} billion parameters, {report.trained / 1e6:.1f} million trained.")
     if report.total > device_gib * costs.GIB:
         say(
-            f"That is more than the {device_gib:g} GiB of a device: use LoRA, fsdp2 on more devices, a smaller "
-            "per_device_train_batch_size with more gradient_accumulation_steps, or gradient_checkpointing"
+            f"This exceeds the {device_gib:g} GiB of a device: use LoRA, fsdp2 on more devices, a smaller "
+            "per_device_train_batch_size with more gradient_accumulation_steps, or gradient_checkpointing."
         )
     else:
-        say(f"It fits a device of {device_gib:g} GiB.")
+        say(f"This fits on a device with {device_gib:g} GiB.")
 
 
 __all__ = ["DryRunConfig", "Report", "dry_run", "small", "stand_in_tokenizer"]

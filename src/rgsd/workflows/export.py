@@ -14,7 +14,7 @@ class ExportConfig:
 
     output_dir: str = setting("", "Folder of the model: new or empty. Required.")
     dtype: str | None = setting(
-        None, "Type of the stored weights. Unset: the run's.", choices=["float32", "bfloat16", "float16"]
+        None, "Type of the stored weights. Unset: the type in the run.", choices=["float32", "bfloat16", "float16"]
     )
     trust_remote_code: bool = setting(False, "Run code that ships with the base model. Only for sources you trust.")
 

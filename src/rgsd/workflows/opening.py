@@ -1,4 +1,4 @@
-"""Opening a training run's folder, anew or to resume it."""
+"""Open the folder of a training run, either a new one or one to resume."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class OpenedRun:
     """A run's folder, ready to be written to.
 
     Args:
-        run: the folder.
-        changes: settings whose values differ from those that a resumed run had so far.
+        run: The folder.
+        changes: Settings that differ from those that a resumed run had so far.
     """
 
     run: Run
@@ -34,18 +34,18 @@ class OpenedRun:
         return any(c.setting in ("max_eval_prompts", "evaluate") for c in self.changes)
 
     def check_unchanged(self, fingerprints: Mapping[str, str]) -> None:
-        """Require that a resumed run still has the data, the model and the template that it started with.
+        """Check that a resumed run still has the data, the model and the template that it started with.
 
         Raises:
-            RunError: naming each fingerprint that differs.
+            RunError: If fingerprints differ; it names each of them.
         """
         meta = self.run.meta
         differing = [name for name, value in fingerprints.items() if meta.get(name, value) != value]
         if meta.get("resumed") and differing:
-            found = ", ".join(f"{name} was {meta[name]} and is now {fingerprints[name]}" for name in differing)
+            changed = ", ".join(f"{name} was {meta[name]} and is now {fingerprints[name]}" for name in differing)
             raise RunError(
-                f"cannot resume {self.run.folder}: {found}. Restore the data, model and template that the run started "
-                "with, or start again with --overwrite"
+                f"cannot resume {self.run.folder}: {changed}. Restore the data, model and template that the run "
+                "started with, or start again with --overwrite"
             )
 
     def record_changes(self, step: int) -> None:
@@ -62,7 +62,7 @@ def open_training_run(recipe: Recipe) -> OpenedRun:
     """Create the run's folder, or reopen it to resume.
 
     Raises:
-        RunError: when the folder cannot be used, or a setting changed that a resumed run must keep.
+        RunError: If the folder cannot be used, or a setting changed that a resumed run must keep.
     """
     resume = bool(recipe.training.resume_from_checkpoint)
     folder = Path(str(recipe.training.output_dir))
@@ -74,14 +74,14 @@ def open_training_run(recipe: Recipe) -> OpenedRun:
         )
     if not recipe.is_main:
         return OpenedRun(Run(folder, {}, recipe.settings()))
-    # Compared before create_run writes to the folder.
+    # Compare first: create_run overwrites the settings in the folder.
     changed = _changes(recipe, folder) if resume and (folder / RECORD).is_file() else []
     run = create_run(folder, recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
     return OpenedRun(run, changed)
 
 
 def _changes(recipe: Recipe, folder: Path) -> list[Change]:
-    """The settings that differ from those of the run in the folder."""
+    """Find the settings that differ from those of the run in the folder."""
     old, n_processes = open_run(folder), recipe.training.world_size
     kind = old.meta.get("kind", recipe.kind)
     if kind != recipe.kind:
@@ -99,9 +99,9 @@ def _changes(recipe: Recipe, folder: Path) -> list[Change]:
 
 
 def checkpoint_to_resume(run: Run, args: Any) -> Path | None:
-    """The checkpoint that training resumes from; None to start with the first step.
+    """Find the checkpoint that training resumes from; None to start with the first step.
 
-    Log rows after the checkpoint are removed, because their steps are done again.
+    Removes log rows after the checkpoint, because training repeats their steps.
     """
     if not args.resume_from_checkpoint:
         return None

@@ -1,4 +1,4 @@
-"""The recipe of a training run: all of its settings, and what the rest of the workflow derives from them."""
+"""The recipe of a training run: all of its settings, and values derived from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rgsd.training.config import RGSDConfig
 from rgsd.training.grpo import RubricGRPOConfig
 from rgsd.training.sft import RubricSFTConfig
 
-# Credentials, paths of this machine, and what only this call decides.
+# Credentials, paths of this machine, and settings that apply to a single call.
 _NOT_STORED = frozenset(
     {"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"}
 )
@@ -24,7 +24,7 @@ _NOT_STORED = frozenset(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run is made of."""
+    """All settings of a training run."""
 
     model: ModelConfig
     data: DataConfig
@@ -56,8 +56,8 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """The settings to store with the run: one flat mapping, as in a recipe's YAML.
 
-        All of rgsd's own settings are in it, so that a later change of their defaults cannot change the run; of TRL's,
-        only those that differ from their defaults.
+        It holds all of rgsd's own settings, so that a later change of a default cannot change the run, and those of
+        TRL's that differ from their defaults.
         """
         flat: dict[str, Any] = {}
         for part in self._parts:

@@ -25,7 +25,7 @@ class RunLog(TrainerCallback):
         self._start, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Store the numbers; show those of a training step."""
+        """Append the numbers to metrics.jsonl, and show those of a training step."""
         logs = logs or {}
         self._run.append(METRICS, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
         if "loss" not in logs:
@@ -35,11 +35,11 @@ class RunLog(TrainerCallback):
         self._steps.show(state.global_step, state.max_steps, logs, seconds_left)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The first checkpoint is worth keeping: from here on an error leaves the run in place."""
+        """Keep the run from its first checkpoint on, and delete the run that it replaces."""
         self._run.settle()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Release the terminal."""
+        """Stop the live view."""
         self._steps.close()
 
 

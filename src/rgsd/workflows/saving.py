@@ -1,4 +1,4 @@
-"""Saving the trained policy into its run."""
+"""Save the trained policy into its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def save_policy(trainer: Any, tokenizer: Any, run: Run) -> Any:
         The trained policy, or None when this process does not hold all of it.
 
     Raises:
-        TrainingDiverged: for a non-finite weight.
+        TrainingDiverged: If a weight is not finite.
     """
     trainer.check_weights()
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -1,4 +1,4 @@
-"""Building what a training run needs: model, references, and the trainer of its method, with every check passed."""
+"""Load the model and build the trainer of a training run, after all checks that can fail early."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Job:
     """One training run before its model is loaded.
 
     Args:
-        recipe: its settings.
-        opened: its folder.
-        split: training and held-out examples.
-        judge: scores held-out responses, and GRPO's rollouts.
-        is_evaluated: whether the policy is evaluated before and after training.
+        recipe: The run's settings.
+        opened: The run's folder.
+        split: Training and held-out examples.
+        judge: Scores held-out responses, and GRPO's rollouts.
+        is_evaluated: Whether the policy is evaluated before and after training.
     """
 
     recipe: Recipe
@@ -62,9 +62,9 @@ class Setup:
     """A trainer that is ready to run.
 
     Args:
-        trainer: with its model and data.
-        base_identity: of the base model.
-        references: self-written references by example id; None when the teacher sees none of these.
+        trainer: The trainer, with its model and data.
+        base_identity: Identity of the base model.
+        references: Self-written references by example id; None if the teacher sees none of these.
     """
 
     trainer: Any
@@ -76,8 +76,8 @@ def set_up(job: Job) -> Setup:
     """Load the model and build the trainer; note the split and the fingerprints in the run.
 
     Raises:
-        ConfigError: for settings that contradict each other or the model.
-        RunError: when a resumed run has other data or another model.
+        ConfigError: If settings contradict each other or the model.
+        RunError: If a resumed run has other data or another model.
     """
     recipe, args = job.recipe, job.recipe.training
     say(f"Model: {recipe.model.model_name_or_path}")
@@ -157,7 +157,7 @@ def _needs_references(recipe: Recipe) -> bool:
     """Whether the base model must write references first.
 
     Raises:
-        ConfigError: when references are asked for that the teacher would not see.
+        ConfigError: If the settings ask for references that the teacher would not see.
     """
     context = recipe.training.prompt_settings().privileged_context
     if recipe.evaluation.self_written_references and context not in SHOWS_REFERENCE:
@@ -169,7 +169,7 @@ def _needs_references(recipe: Recipe) -> bool:
 
 
 def _self_written_references(job: Job, model: Any, tokenizer: Any, base_identity: str) -> dict[str, str]:
-    """References that the untrained base model writes from the rubrics."""
+    """Let the untrained base model write a reference for each rubric."""
     recipe = job.recipe
     examples = [*job.split.train, *(job.split.held_out if job.is_evaluated else ())]
     sampling = recipe.sampling()
@@ -219,7 +219,7 @@ def _reward(job: Job, tokenizer: Any, prompt: Sequence[dict[str, str]]) -> Rubri
 
 
 def _conditioned_rows(job: Job, model: Any, tokenizer: Any, written: dict[str, str] | None) -> list[Any]:
-    """SFT's rows: responses of the base model that sees the rubric."""
+    """Sample SFT's training rows: responses of the base model with the rubric in its prompt."""
     args: Any = job.recipe.training
     started = time.time()
     batch_size = job.recipe.evaluation.eval_generation_batch_size

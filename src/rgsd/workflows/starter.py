@@ -1,4 +1,4 @@
-"""`rgsd init`: a commented recipe and rubrics of one's own to begin with."""
+"""`rgsd init`: a commented recipe and example rubrics to start from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rgsd.errors import RunError
 from rgsd.settings import setting
 
 FILES = ("recipe.yaml", "rubrics.jsonl", "rubrics-judged.jsonl")
-"""What is written: the recipe; five prompts whose criteria have checks; the same without, for an LLM judge."""
+"""The recipe; five prompts whose criteria have programmatic checks; the same prompts without checks."""
 PLACEHOLDER = "FOLDER"
 
 
@@ -22,35 +22,35 @@ class InitConfig:
 
 
 def start(folder: str | Path, *, overwrite: bool = False) -> list[Path]:
-    """Write the files.
+    """Write the starter files.
 
     Args:
-        folder: made where it is not there; the recipe's paths begin with it as it is given.
-        overwrite: replace files that are there.
+        folder: Created if needed. The recipe's paths start with this path, as given.
+        overwrite: Replace existing files.
 
     Returns:
-        their paths.
+        The paths of the files.
 
     Raises:
-        RunError: when one of them is there already, and nothing is written; or when the folder cannot be written.
+        RunError: If one of the files exists, in which case nothing is written, or if the folder cannot be written.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise RunError(f"{target} is a file: name a folder, e.g. rgsd init my-rubrics")
-    there = [name for name in FILES if (target / name).exists()]
-    if there and not overwrite:
+    existing = [name for name in FILES if (target / name).exists()]
+    if existing and not overwrite:
         raise RunError(
-            f"{target} has {', '.join(there)} already, and nothing was written: choose another folder, or say "
-            "--overwrite true to replace them"
+            f"{target} already has {', '.join(existing)}, and nothing was written: choose another folder, or replace "
+            "them with --overwrite"
         )
     source = resources.files("rgsd.data") / "bundled" / "starter"
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            # As YAML writes it between double quotes.
+            # The recipe has its paths in double quotes, where YAML escapes backslashes and quotes.
             escaped = target.as_posix().replace("\\", "\\\\").replace('"', '\\"')
             text = (source / name).read_text("utf-8").replace(PLACEHOLDER, escaped)
             (target / name).write_text(text, "utf-8")
     except OSError as error:
-        raise RunError(f"cannot write into {target}: {error.strerror}. Choose another folder") from error
+        raise RunError(f"cannot write to {target}: {error.strerror}. Choose another folder") from error
     return [target / name for name in FILES]

@@ -31,11 +31,11 @@ from rgsd.workflows.setup import Job, Setup, set_up
 
 
 def train(recipe: Recipe) -> Run:
-    """Train as the recipe says and write the run's folder.
+    """Train according to the recipe and write the run's folder.
 
     Raises:
-        RGSDError: before training, for anything that keeps the run from starting; then the folder is as it was.
-            During training, for anything that stops it; its checkpoints and logs stay.
+        RGSDError: Before training, for anything that keeps the run from starting; the folder is then unchanged. During
+            training, for anything that stops it; checkpoints and logs are kept.
     """
     started = time.time()
     evaluation = recipe.evaluation
@@ -64,8 +64,13 @@ def train(recipe: Recipe) -> Run:
 
 @contextmanager
 def _discarded_on_error(run: Run, is_main: bool, *, only_if_replacing: bool = False) -> Iterator[None]:
-    """Restore the folder when the block fails. A run that replaces another holds on to the old one until its first
-    checkpoint or result."""
+    """Restore the folder if the block fails.
+
+    Args:
+        run: The run.
+        is_main: Whether this is the process that writes the folder.
+        only_if_replacing: Restore only a run that this run replaces. A new run keeps its checkpoints and logs.
+    """
     try:
         yield
     except BaseException:
@@ -75,7 +80,7 @@ def _discarded_on_error(run: Run, is_main: bool, *, only_if_replacing: bool = Fa
 
 
 def _can_evaluate(recipe: Recipe, held_out: Any) -> bool:
-    """Whether the judge can score the held-out prompts; says why not."""
+    """Whether the judge can score the held-out prompts. Prints the reason if it cannot."""
     if not recipe.evaluation.evaluate:
         return False
     if problem := unchecked(held_out, recipe.judge):
@@ -98,7 +103,7 @@ def _evaluate_base(job: Job, setup: Setup) -> dict[str, list[Sample]]:
 
 
 def _train(job: Job, setup: Setup) -> Any:
-    """Train, or resume training, and save the policy; returns it as `save_policy` does."""
+    """Train, or resume training, and save the policy. Returns what `save_policy` returns."""
     recipe, run, trainer, args = job.recipe, job.run, setup.trainer, setup.trainer.args
     per_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
@@ -132,7 +137,7 @@ def _finish(job: Job, setup: Setup, trained: Any, samples: dict[str, list[Sample
 def _evaluate(
     job: Job, setup: Setup, arm: str, model: Any, weights: str, settings: PromptSettings | None = None
 ) -> list[Sample]:
-    """Generate, judge and store one arm; with `settings` the model reads the teacher's prompts."""
+    """Generate, judge and store the responses of one arm. With `settings`, the model reads the teacher's prompts."""
     recipe, examples = job.recipe, job.split.held_out
     prompts = teacher_prompts(examples, settings or PromptSettings(privileged_context="none"), setup.references)
     sampling = recipe.sampling(recipe.evaluation.eval_max_new_tokens)

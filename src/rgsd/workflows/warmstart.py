@@ -1,10 +1,10 @@
-"""A supervised warm start: a small base model first learns to follow a rubric that it is shown.
+"""A supervised warm start: teach a small base model to follow a rubric in its prompt.
 
-RGSD needs a base policy whose responses change when it sees the rubric (the conditioning gap). A model of 135M
-parameters copies the rubric instead. From examples that have both reference responses and programmatic checks, this
-module makes pairs that teach it: some criteria are shown, and the target is the reference without the sentences that
-meet the others. The prompt alone gets the reference without the recurring ones, so that the warm-started model, the
-base policy of the run that follows, does not do unasked what the rubric would ask for.
+RGSD needs a base policy that responds differently when it sees the rubric (the conditioning gap). A model with 135M
+parameters copies the rubric instead. This module builds training pairs from examples that have a reference response
+and programmatic checks. In a pair, the prompt shows some of the criteria, and the target is the reference without the
+sentences that meet the others. The target of the prompt alone is the reference without the sentences that meet
+recurring criteria. Otherwise the warm-started model would meet those criteria unasked, and RGSD could gain nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rgsd.errors import CheckUndecided, ConfigError
@@ -21,28 +21,35 @@ from rgsd.progress import say
 from rgsd.prompts.messages import PromptSettings, student_messages, teacher_messages
 from rgsd.rubrics import Criterion, Example, Rubric
 from rgsd.runs import ADAPTER, MODEL, Run, create_run
+from rgsd.settings import setting
+
+_RECORDED = (
+    "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
+)  # fmt: skip
+"""TRL's settings that config.yaml of the warm start holds."""
 
 
 @dataclass
 class WarmStartConfig:
-    """How the pairs are made, and where the run may go."""
+    """How the pairs are built, and whether a run may be replaced."""
 
-    template: str = field(default="cover", metadata={"help": "Teacher prompt of the pairs: a template's name or file."})
-    pairs_per_example: int = field(default=3, metadata={"help": "Random choices of criteria an example gives."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace a run that the output_dir already holds."})
+    template: str = setting("cover", "Teacher prompt template of the pairs: a name or a .jinja file.")
+    pairs_per_example: int = setting(3, "Random selections of criteria per example.")
+    overwrite: bool = setting(False, "Replace the run that output_dir holds.")
 
 
 N_DRAWS = 5
-"""How often criteria are drawn anew for a pair until the target follows them."""
+"""Most selections of criteria to try for a pair, until the target meets all that are shown."""
+MIN_TARGET_WORDS = 5
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def without(text: str, criteria: Sequence[Criterion], kept: Sequence[Criterion] = ()) -> str:
-    """The text less the sentences that meet one of the criteria and none of the kept ones.
+    """Remove the sentences that meet one of the criteria and none of the kept ones.
 
-    Where bullets are the criterion, they become sentences. An opening that is asked for, such as "In short", is cut off
-    a first sentence that is kept.
+    For a criterion about bullets, the markers are removed and the sentences stay. For a criterion about the opening
+    words, such as "In short", a first sentence that is kept loses those words.
     """
     for criterion in criteria:
         if criterion.check is None or not holds(criterion.check, text):
@@ -51,31 +58,31 @@ def without(text: str, criteria: Sequence[Criterion], kept: Sequence[Criterion] 
             text = re.sub(r"^[ \t]*[-*][ \t]+", "", text, flags=re.MULTILINE)
             continue
         pieces = _split(text)
-        # A negative check ("leaves no term unexplained") holds on every sentence: nothing to leave out.
-        guilty = [holds(criterion.check, p) and not any(_holds_alone(k, p) for k in kept) for p, _ in pieces]
-        if all(guilty):
+        is_removed = [holds(criterion.check, p) and not any(_holds_alone(k, p) for k in kept) for p, _ in pieces]
+        # A negative check ("leaves no term unexplained") holds for every sentence, so there is nothing to remove.
+        if all(is_removed):
             continue
-        text = "".join(piece + gap for (piece, gap), out in zip(pieces, guilty, strict=True) if not out)
+        text = "".join(piece + gap for (piece, gap), out in zip(pieces, is_removed, strict=True) if not out)
         text = _without_opening(text, criterion)
     return text.strip()
 
 
 def _without_opening(text: str, criterion: Criterion) -> str:
-    """The text less the opening words that a `{"starts": {"regex": ...}}` criterion asks for."""
+    """Remove the opening words that a `{"starts": {"regex": ...}}` criterion asks for."""
     pattern = (criterion.check or {}).get("starts", {}).get("regex")
-    if pattern is None or not (found := re.match(pattern, text, re.IGNORECASE)):
+    if pattern is None or not (opening := re.match(pattern, text, re.IGNORECASE)):
         return text
-    rest = text[found.end() :].lstrip(" ,:;-")
+    rest = text[opening.end() :].lstrip(" ,:;-")
     return rest[:1].upper() + rest[1:]
 
 
 def _holds_alone(criterion: Criterion, piece: str) -> bool:
-    """Whether the sentence is what meets the criterion: checks that hold on nothing at all do not count."""
+    """Whether this sentence meets the criterion. A check that an empty text passes says nothing about a sentence."""
     return criterion.check is not None and holds(criterion.check, piece) and not holds(criterion.check, "")
 
 
 def _split(text: str) -> list[tuple[str, str]]:
-    """Sentences, each with the white space that follows it."""
+    """Split into sentences, each with the white space that follows it."""
     pieces, start = [], 0
     for match in _SENTENCE.finditer(text):
         pieces.append((text[start : match.start()], match.group()))
@@ -86,13 +93,15 @@ def _split(text: str) -> list[tuple[str, str]]:
 def pairs(
     examples: Sequence[Example], settings: PromptSettings, *, per_example: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of {"prompt", "completion"} messages: up to `per_example` random choices of criteria, and the prompt alone.
+    """Build rows of {"prompt", "completion"} messages.
+
+    Each example gives up to `per_example` rows with a random selection of criteria, and one with the prompt alone.
 
     Args:
-        examples: with references, and checks on their criteria; others are left out.
-        settings: the teacher's template.
-        per_example: how many choices of criteria are drawn. The target follows what is shown, or there is no row.
-        seed: of the choices.
+        examples: Those without a reference, or with a criterion without a check, are skipped.
+        settings: The teacher's template.
+        per_example: Selections of criteria. A selection whose target does not meet all of it gives no row.
+        seed: Seed of the selections.
     """
     rng = random.Random(seed)
     rows = []
@@ -108,24 +117,25 @@ def pairs(
 
 
 def _pairs_of(example: Example, settings: PromptSettings, per_example: int, rng: random.Random) -> list[dict[str, Any]]:
-    """The rows of one example that has a reference and checks."""
+    """Build the rows of one example that has a reference and checks."""
     reference = example.reference or ""
     rows = []
-    wanted = [c for c in example.rubric if not c.is_pitfall]
+    positive = [c for c in example.rubric if not c.is_pitfall]
     for _ in range(per_example):
         for _ in range(N_DRAWS):
-            shown = rng.sample(wanted, rng.randint(1, len(wanted)))
-            target = without(reference, [c for c in wanted if c not in shown], shown)
-            # A target that lacks what is shown (bullets, with one point left) teaches to ignore the rubric.
-            if len(target.split()) >= 5 and all(c.check and holds(c.check, target) for c in shown):
+            shown = rng.sample(positive, rng.randint(1, len(positive)))
+            target = without(reference, [c for c in positive if c not in shown], shown)
+            # A target that fails a criterion in its prompt (bullets, with one bullet left) teaches the model to ignore
+            # the rubric.
+            if len(target.split()) >= MIN_TARGET_WORDS and all(c.check and holds(c.check, target) for c in shown):
                 kept = [c for c in example.rubric if c in shown or c.is_pitfall]
                 rows.append(_row(teacher_messages(example, settings, shown=Rubric(tuple(kept))), target))
                 break
-    own = [c for c in wanted if "own" in c.tags]
-    recurring = [c for c in wanted if "own" not in c.tags]
+    own = [c for c in positive if "own" in c.tags]
+    recurring = [c for c in positive if "own" not in c.tags]
     openings = [c for c in recurring if c.check and "starts" in c.check]
     bare = without(without(reference, openings, own), recurring)
-    if len(bare.split()) >= 5:
+    if len(bare.split()) >= MIN_TARGET_WORDS:
         rows.append(_row(student_messages(example), bare))
     return rows
 
@@ -138,13 +148,13 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
     """Train with TRL's SFTTrainer on the pairs of the training examples, and write a run folder.
 
     Args:
-        training: a `trl.SFTConfig`.
-        model_config: a `trl.ModelConfig`.
-        data: a `rgsd.data.config.DataConfig`; its held-out examples are not used.
-        settings: how the pairs are made.
+        training: A `trl.SFTConfig`.
+        model_config: A `trl.ModelConfig`.
+        data: A `rgsd.data.config.DataConfig`. Its held-out examples are not used.
+        settings: How to build the pairs.
 
     Raises:
-        ConfigError: when the data have no references or no checks to make pairs of.
+        ConfigError: If no example has both a reference and checks.
     """
     from datasets import Dataset
     from trl import SFTTrainer, get_peft_config
@@ -167,14 +177,7 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
         )
     name = str(model_config.model_name_or_path)
     flat = {**asdict(data), **asdict(settings), "model_name_or_path": name, "dtype": model_config.dtype}
-    for key in (
-        "learning_rate",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "seed",
-    ):
-        flat[key] = getattr(training, key)
+    flat |= {key: getattr(training, key) for key in _RECORDED}
     run = create_run(training.output_dir, flat, overwrite=settings.overwrite)
     try:
         tokenizer = models.load_tokenizer(name, model_config.model_revision)
