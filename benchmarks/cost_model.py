@@ -1,4 +1,4 @@
-"""The tables of docs/SCALE.md: `python -m benchmarks.cost_model` prints them, `--write` puts them into the document."""
+"""Prints the tables of docs/SCALE.md: `python -m benchmarks.cost_model`. With `--write`, updates the document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES = (1, 8, 64)
 
 
 def layout_of(model: str, **changes: object) -> Layout:
-    """The recipe of recipes/paper/ for a model, with prompts of 512 and 2,048 tokens."""
+    """The layout of a recipe in recipes/paper/, with student prompts of 512 tokens and teacher prompts of 2,048."""
     thinking = "Thinking" in model
     rows = {"Qwen2.5-3B": 8, "Qwen2.5-7B": 4, "Qwen3-4B-T": 2, "Qwen3-8B-T": 1}[model[:10]]
     layout = Layout(
@@ -41,7 +41,7 @@ LAYOUTS = (
 
 
 def memory_table() -> str:
-    """GiB a device of each model in each layout; what does not fit 80 GB (74.5 GiB) is marked."""
+    """GiB per device, by layout and model. Marks what does not fit 80 GB (74.5 GiB)."""
     lines = ["| layout | " + " | ".join(PAPERS_MODELS) + " |", "|---|" + "---:|" * len(PAPERS_MODELS)]
     for name, changes in LAYOUTS:
         totals = [sum(memory(shape, layout_of(m, **changes)).values()) / GIB for m, shape in PAPERS_MODELS.items()]
@@ -50,11 +50,11 @@ def memory_table() -> str:
 
 
 def cost_table(domain: str) -> str:
-    """Tokens, FLOPs, bytes, hours and dollars of one epoch."""
+    """Tokens, FLOPs, bytes, hours and dollars for one epoch."""
     columns = (
-        "model, method, devices, tokens sampled, FLOPs, bytes moved, judge calls, rollout h, judge h, training h, all h"
+        "model, method, devices, tokens sampled, FLOPs, bytes moved, judge calls, rollout h, judge h, training h, total h"
     )
-    head = "| " + " | ".join([*columns.split(", "), "dollars, devices", "dollars, judge"]) + " |"
+    head = "| " + " | ".join([*columns.split(", "), "devices, $", "judge, $"]) + " |"
     lines = [head, "|---|---|" + "---:|" * 11]
     for name, shape in PAPERS_MODELS.items():
         for method in ("rgsd", "grpo"):
@@ -70,22 +70,48 @@ def cost_table(domain: str) -> str:
     return "\n".join(lines)
 
 
+MEANINGS = {
+    "batch": "prompts per step, over all devices",
+    "prompt": "tokens per prompt",
+    "rubric": "tokens per rubric",
+    "response": "tokens per response",
+    "longest": "longest response of a step, relative to the mean; the step waits for it",
+    "generations": "GRPO's responses per prompt; RGSD samples one",
+    "judge_input": "tokens per judge call: instructions and criteria",
+    "judged": "tokens per judge call: the response, without reasoning",
+    "judge_output": "tokens per judge call: the verdicts",
+    "flops": "FLOP/s of a device, peak",
+    "bandwidth": "memory bandwidth of a device, bytes/s, peak",
+    "training_use": "share of the peak reached in training",
+    "decoding_use": "share of the peak reached in decoding",
+    "link": "bytes/s between devices",
+    "dollars_an_hour": "dollars per device hour",
+    "judge_dollars": "dollars per million judge tokens, input and output",
+    "judge_seconds": "seconds per judge call",
+    "judge_calls_at_once": "concurrent judge calls",
+}
+"""What each field of `Work` and `Hardware` means; a field without a meaning is an error."""
+
+
 def assumptions() -> str:
-    """Every assumed number, from the fields themselves."""
-    work, hardware = Work(), Hardware()
-    named = {**{f"work.{k}": getattr(work, k) for k in work.__dataclass_fields__}}
-    named |= {f"hardware.{k}": getattr(hardware, k) for k in hardware.__dataclass_fields__}
-    named.pop("work.prompts")
-    return "\n".join(["| assumed | value |", "|---|---:|", *(f"| `{k}` | {v} |" for k, v in named.items())])
+    """Every assumed number, read from the fields themselves."""
+    lines = ["| assumption | field | value |", "|---|---|---:|"]
+    for owner, assumed in (("work", Work()), ("hardware", Hardware())):
+        for name in assumed.__dataclass_fields__:
+            if name != "prompts":
+                value = getattr(assumed, name)
+                shown = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:.4g}"
+                lines.append(f"| {MEANINGS[name]} | `{owner}.{name}` | {shown} |")
+    return "\n".join(lines)
 
 
 def tables() -> dict[str, str]:
-    """Each table by the name of its place in the document."""
+    """Table name -> table."""
     return {"memory": memory_table(), "assumptions": assumptions(), **{d: cost_table(d) for d in PAPERS_DATA}}
 
 
 def filled(text: str) -> str:
-    """The document with its tables made anew, between `<!-- NAME -->` and `<!-- end NAME -->`."""
+    """The document with new tables between `<!-- NAME -->` and `<!-- end NAME -->`."""
     for name, table in tables().items():
         before, rest = text.split(f"<!-- {name} -->\n", 1)
         _, after = rest.split(f"<!-- end {name} -->", 1)
