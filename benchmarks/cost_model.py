@@ -52,9 +52,10 @@ def memory_table() -> str:
 def cost_table(domain: str) -> str:
     """Tokens, FLOPs, bytes, hours and dollars for one epoch."""
     columns = (
-        "model, method, devices, tokens sampled, FLOPs, bytes moved, judge calls, rollout h, judge h, training h, total h"
-    )
-    head = "| " + " | ".join([*columns.split(", "), "devices, $", "judge, $"]) + " |"
+        "model", "method", "devices", "tokens sampled", "FLOPs", "bytes moved", "judge calls", "rollout h", "judge h",
+        "training h", "total h", "devices, $", "judge, $",
+    )  # fmt: skip
+    head = "| " + " | ".join(columns) + " |"
     lines = [head, "|---|---|" + "---:|" * 11]
     for name, shape in PAPERS_MODELS.items():
         for method in ("rgsd", "grpo"):
@@ -77,7 +78,7 @@ MEANINGS = {
     "response": "tokens per response",
     "longest": "longest response of a step, relative to the mean; the step waits for it",
     "generations": "GRPO's responses per prompt; RGSD samples one",
-    "judge_input": "tokens per judge call: instructions and criteria",
+    "judge_input": "tokens per judge call: the instructions",
     "judged": "tokens per judge call: the response, without reasoning",
     "judge_output": "tokens per judge call: the verdicts",
     "flops": "FLOP/s of a device, peak",
