@@ -1,4 +1,4 @@
-"""docs/BENCHMARKS.md's tables, and its plot, from results.json."""
+"""Writes the tables and the plot of docs/BENCHMARKS.md from results.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
 def write(results: dict[str, Any], document: Path, figures: Path) -> None:
-    """Put the tables between the document's marks, and the plot beside it."""
+    """Write the tables between the document's markers, and the plot into its folder."""
     text = document.read_text()
     if BEGIN not in text or END not in text:
-        raise SystemExit(f"{document} has no {BEGIN} ... {END} to write between")
+        raise SystemExit(f"{document} has no markers {BEGIN} ... {END}: add them where the tables belong")
     if "growth" in results:
         plot(results["growth"]["results"], figures / "growth.svg")
     inside = "\n".join(lines(results))
@@ -22,7 +22,7 @@ def write(results: dict[str, Any], document: Path, figures: Path) -> None:
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    """The summary, then each benchmark's own numbers."""
+    """The summary table, the machines, and the growth table."""
     yield "| | measured | target | threads | load before | date |"
     yield "|---|---|---|---|---|---|"
     for name, result in results.items():
@@ -57,51 +57,51 @@ def _headlines(name: str, r: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         for part in (r, r["large"]):
             seconds, setting = part["seconds"], part["setting"]
             yield (
-                f"P1 step, {setting['rows']} prompts in {setting['micro_batches']}: rgsd / SDFT "
+                f"P1: step, {setting['rows']} prompts, micro-batches: {setting['micro_batches']}, rgsd / SDFT "
                 f"({seconds['rgsd']['wall']:.1f} s / {seconds['sdft']['wall']:.1f} s)",
                 _both(part["rgsd/sdft"]),
                 "<= 0.5",
             )
         naive, rows = r["seconds"]["naive"]["wall"], r["setting"]["rows"]
-        yield f"P1 step, {rows} prompts: rgsd / naive loop ({naive:.1f} s)", _both(r["rgsd/naive"]), ""
+        yield f"P1: step, {rows} prompts, rgsd / naive loop ({naive:.1f} s)", _both(r["rgsd/naive"]), ""
     elif name == "p2_update":
-        yield "P2 update phase / its bare products", _both(r["update/products"]), "<= 1.5"
-        yield "P2 divergence / its three products", _both(r["divergence/products"]), "<= 1.3"
+        yield "P2: update phase / its matrix products", _both(r["update/products"]), "<= 1.5"
+        yield "P2: divergence / its three matrix products", _both(r["divergence/products"]), "<= 1.3"
     elif name == "p3_memory":
-        yield "P3 memory of the divergence / of full logits", f"{r['chunked/full']:.3f}", "<= 0.1"
+        yield "P3: peak memory, divergence / full logits", f"{r['chunked/full']:.3f}", "<= 0.1"
         by_vocabulary = r["loss_mib"]["chunked, by vocabulary"]
         yield (
-            "P3 MiB of the divergence, by vocabulary",
+            "P3: MiB of the divergence, by vocabulary size",
             ", ".join(f"{int(v):,}: {m}" for v, m in by_vocabulary.items()),
             "flat",
         )
         step = r["step_mib"]
         yield (
-            f"P3 peak memory of a step: rgsd / SDFT ({step['rgsd']:,} / {step['sdft']:,} MiB)",
+            f"P3: peak memory of a step, rgsd / SDFT ({step['rgsd']:,} / {step['sdft']:,} MiB)",
             f"{r['step rgsd/sdft']:.2f}",
             "<= 0.5",
         )
     elif name == "p4_grpo":
-        yield "P4 a prompt: GRPO with 16 rollouts / rgsd", _both(r["grpo/rgsd"]), ">= 10"
+        yield "P4: time per prompt, GRPO with 16 rollouts / rgsd", _both(r["grpo/rgsd"]), ">= 10"
     elif name == "p5_padding":
         for setting, found in r["results"].items():
             yield (
-                f"P5 padding, {setting}",
-                f"{found['padded_share']:.1%} (in the rows' order {found['in_order']:.1%})",
+                f"P5: padding, {setting} micro-batches",
+                f"{found['padded_share']:.1%} (unsorted {found['in_order']:.1%})",
                 "<= 5 %",
             )
     elif name == "p6_rollouts":
         for setting, found in r["results"].items():
             rates = found["tokens_per_second"]
             yield (
-                f"P6 {setting}: {rates['rgsd']:.0f} against {rates['transformers']:.0f} tokens/s",
+                f"P6: decoding, {setting}, {rates['rgsd']:.0f} against {rates['transformers']:.0f} tokens/s",
                 _both(found["faster"]),
                 ">= 1.5",
             )
 
 
 def _growth(result: dict[str, Any]) -> Iterator[str]:
-    yield "| growth over | values | CPU seconds | slope | MiB | slope |"
+    yield "| axis | values | CPU seconds | slope | MiB | slope |"
     yield "|---|---|---|---|---|---|"
     for axis, found in result["results"].items():
         points = found["points"]
@@ -114,7 +114,7 @@ def _growth(result: dict[str, Any]) -> Iterator[str]:
         )
         yield f"| {axis} | {' | '.join(columns)} |"
     yield ""
-    yield "![Step time and memory over each axis, both on logarithmic scales](growth.svg)"
+    yield "![Step time and memory along each axis, on logarithmic scales](growth.svg)"
 
 
 def plot(axes: dict[str, Any], path: Path) -> None:
