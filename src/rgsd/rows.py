@@ -96,7 +96,9 @@ _RECORD: Fields = {
     "resumed": (is_list, False),
     "roles": (is_object, False),
     "kind": (is_text, False),
+    "lineage": (is_list, False),
 }
+_ANCESTOR: Fields = dict.fromkeys(("run", "id", "kind", "weights"), (is_text, True))
 _CONDITIONED: Fields = {"n_sampled": (is_count, False), "n_tokens": (is_count, False)}
 _SETTINGS: Fields = {
     "seed": (is_count, False),
@@ -148,6 +150,10 @@ def check_record(meta: Any, settings: Any) -> None:
             raise BadRow(f"{name} must hold an object, got {type(value).__name__}")
         check(value, fields, f"{name}: ")
     check(meta.get("conditioned_responses") or {}, _CONDITIONED, "run.json: conditioned_responses.")
+    for ancestor in meta.get("lineage") or []:
+        if not is_object(ancestor):
+            raise BadRow(f"run.json: lineage must be a list of objects, got {_shortened(ancestor)} in it")
+        check(ancestor, _ANCESTOR, "run.json: lineage.")
 
 
 def check(row: Mapping[str, Any], fields: Fields, prefix: str = "") -> None:

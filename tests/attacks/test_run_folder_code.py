@@ -53,6 +53,7 @@ def test_a_run_that_trusts_its_code_is_not_trusted(strangers_run, tmp_path, caps
         ["eval", str(run), "--max_prompts", "1", "--output_dir", "eval"],
         ["eval", f"{run}:base", "--max_prompts", "1", "--output_dir", "eval-base"],
         ["explain", str(run), "--trust_remote_code", "false"],
+        ["train", "--model_name_or_path", str(run), "--data", "bundled", "--max_steps", "1", "--output_dir", "second"],
     ):
         main(argv)
         assert not mark.exists(), argv

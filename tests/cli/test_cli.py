@@ -10,7 +10,8 @@ import torch
 from conftest import write_recipes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rgsd.cli import grpo, main, train, warmstart
+from rgsd.cli import grpo, main, stages, train, warmstart
+from rgsd.cli.parsing import recipe_file
 from rgsd.cli.train import parse_recipe
 from rgsd.errors import ConfigError
 from rgsd.models import load_model
@@ -285,6 +286,11 @@ def test_every_recipe_parses(path, monkeypatch):
         assert warmstart.COMMAND.parse(["--config", str(path)]).settings[1].model_name_or_path
         return
     monkeypatch.setattr(sys, "argv", ["rgsd"])
+    if path.name == "rgsd_then_grpo.yaml":
+        parsed = stages.stages_of(recipe_file(["--config", str(path)]), ["--learning_rate", "0.5"], train.parse_all)
+        assert [s.command for s in parsed] == ["train", "grpo"]
+        assert all(s.recipe.training.learning_rate == 0.5 for s in parsed)
+        return
     command = grpo.COMMAND if path.name == "grpo.yaml" else train.COMMAND
     recipe = parse_recipe(["--config", str(path), "--learning_rate", "0.5"], command)
     assert recipe.training.learning_rate == 0.5

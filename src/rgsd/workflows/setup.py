@@ -18,6 +18,7 @@ from rgsd.errors import ConfigError
 from rgsd.evaluation.responses import references
 from rgsd.inference import TransformersGenerator
 from rgsd.judges import Judge, check_judgeable
+from rgsd.models.lineage import is_run, lineage_from
 from rgsd.models.sharding import is_partitioned
 from rgsd.progress import say
 from rgsd.prompts.messages import SHOWS_REFERENCE, template_source, training_rows
@@ -136,10 +137,12 @@ def _note_facts(job: Job, model: Any, base_identity: str) -> None:
         del must_match["held_out_fingerprint"]
     job.opened.check_unchanged(must_match)
     conditioned = f"base+{settings.privileged_context}"
+    name = str(recipe.model.model_name_or_path)
     run.note(
         **fingerprints,
         id=run.meta.get("id") or uuid.uuid4().hex,  # in every checkpoint too, so a resume rejects another run's
         base_identity=base_identity,
+        lineage=lineage_from(name, base_identity) if is_run(name) else [],
         processes=recipe.training.world_size,
         kind=recipe.kind,
         roles={
