@@ -1,4 +1,4 @@
-"""Run benchmarks and keep their results: `python -m benchmarks [NAME ...] [--quick] [--out FILE] [--tables]`."""
+"""Runs benchmarks and stores their results: `python -m benchmarks [NAME ...] [--quick] [--out FILE] [--tables]`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="small and once: to see that it runs")
-    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="kept beside what it held")
-    parser.add_argument("--tables", action="store_true", help="only write docs/BENCHMARKS.md's tables from the results")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="small inputs, one round: checks that it runs")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results.json", help="results file; other benchmarks in it are kept"
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="only write the tables of docs/BENCHMARKS.md from stored results"
+    )
     chosen = parser.parse_args()
     unknown = set(chosen.names) - set(NAMES)
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
     from benchmarks import common, tables
 
     kept = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {}

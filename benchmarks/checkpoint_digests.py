@@ -1,7 +1,7 @@
-"""Seconds that the digests of a checkpoint's files add to one save: python -m benchmarks.checkpoint_digests
+"""Seconds that file digests add to one save of a checkpoint: `python -m benchmarks.checkpoint_digests`.
 
-Saves the embedded model with AdamW's two moments in float32, as full training does, and writes the manifest with
-digests and without, in turns, three times each on one core; prints the medians.
+Saves the embedded model with AdamW's two moments in float32, as full training does, and writes the manifest with and
+without digests, alternately, three times each on one core. Prints the medians.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
         model.save_pretrained(folder)
         torch.save(moments, folder / checkpoints.OPTIMIZER)
         size = sum(p.stat().st_size for p in folder.rglob("*"))
-        checkpoints._write_manifest(folder, step=1)  # the files are on the disk from here on
+        checkpoints._write_manifest(folder, step=1)  # flush the files to disk before timing
         for _ in range(TURNS):
             for label, found in seconds.items():
                 checkpoints._DIGESTS.clear()

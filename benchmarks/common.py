@@ -1,4 +1,4 @@
-"""Timing, the machine, and the inputs that several benchmarks share."""
+"""Timing, machine facts, and inputs that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODEL = "embedded-warm"
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The machine and versions behind the numbers."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -49,10 +49,10 @@ def machine() -> dict[str, Any]:
 
 
 def alternate(subjects: dict[str, Callable[[], Any]], *, rounds: int, warm: int = 1) -> dict[str, dict[str, Any]]:
-    """Run the subjects in turn, `rounds` times over, and return each one's medians in seconds.
+    """Run the subjects in turn for `rounds` rounds, and return each one's median seconds.
 
-    `wall` is what a person waits; `cpu` what the process computed, over all threads, which other processes disturb
-    less. A subject that returns a dict with `wall` and `cpu` has timed itself.
+    `wall` is elapsed time. `cpu` is the process's time over all threads, which other processes disturb less. A subject
+    that returns a dict with `wall` and `cpu` times itself.
     """
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for turn in range(warm + rounds):
@@ -81,7 +81,7 @@ def ratios(timed: dict[str, dict[str, Any]], of: str, to: str) -> dict[str, floa
 
 
 def in_a_process_of_its_own(module: str, *arguments: Any) -> Any:
-    """Run `python -m module arguments...` and read the JSON that its last line is: for peak memory."""
+    """Run `python -m module arguments...` and parse its last line as JSON. Peak memory needs a fresh process."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False
     )
@@ -91,9 +91,9 @@ def in_a_process_of_its_own(module: str, *arguments: Any) -> Any:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process so far, in MiB."""
+    """Peak resident memory of this process, in MiB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage also counts the process that started this one
+    if status.is_file():  # getrusage also counts the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -102,7 +102,7 @@ def peak_mib() -> float:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' own lines and bars."""
+    """Silence the libraries' messages and progress bars."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -127,7 +127,7 @@ def tokenizer() -> Any:
 
 
 def random_llama(*, vocabulary: int = 49152, width: int = 576, layers: int = 8) -> Any:
-    """An untrained Llama that reads what `tokenizer` writes; its head is its embedding."""
+    """An untrained Llama for the ids of `tokenizer`, with tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -149,12 +149,12 @@ def random_llama(*, vocabulary: int = 49152, width: int = 576, layers: int = 8) 
 
 
 def rows(n: int) -> list[dict[str, Any]]:
-    """Bundled prompts as student's and teacher's messages."""
+    """Bundled prompts as messages for student and teacher."""
     return list(training_rows(load("bundled").examples[:n], PromptSettings()))
 
 
 def lengths(n: int, *, median: int = 56, sigma: float = 0.5, most: int = 160, seed: int = 0) -> list[int]:
-    """Response lengths at a log-normal spread, in tokens."""
+    """Log-normal response lengths, in tokens."""
     g = torch.Generator().manual_seed(seed)
     drawn = (torch.randn(n, generator=g) * sigma).exp() * median
     return drawn.round().clamp(8, most).int().tolist()

@@ -1,15 +1,15 @@
-"""How often a 95 % interval holds the true mean: `python -m benchmarks.coverage [--quick] [--write]`.
+"""How often a 95 % interval covers the true mean: `python -m benchmarks.coverage [--quick] [--write]`.
 
 Each case draws many samples of n prompts from a known distribution of scores or paired differences, and counts the
-intervals that hold the true mean. 95 % is wanted. Four methods are compared:
+intervals that cover the true mean. The target is 95 %. Four methods are compared:
 
     percentile   the plain percentile bootstrap
-    expanded     the same with `rgsd.evaluation.statistics.quantiles`: what rgsd reports
+    expanded     the same with `rgsd.evaluation.statistics.quantiles`; rgsd reports this one
     bca          bias-corrected and accelerated bootstrap
     t            Student's interval
 
-The resamples are shared by all samples of one n, so that one matrix product takes every bootstrap mean. `--write` puts
-the table into docs/evaluation.md.
+All samples of one n share their resamples, so one matrix product computes every bootstrap mean. `--write` writes the
+table into docs/evaluation.md.
 
 Letters: S samples, N prompts, B resamples.
 """
@@ -32,7 +32,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "evaluation.md"
 BEGIN, END = "<!-- coverage: python -m benchmarks.coverage --write -->", "<!-- end of coverage -->"
 
 Coverage = dict[str, dict[int, dict[str, float]]]
-"""Case -> n -> method -> share of the intervals that hold the true mean."""
+"""Case -> n -> method -> share of the intervals that cover the true mean."""
 Ends = tuple[np.ndarray, np.ndarray]
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 
@@ -74,14 +74,14 @@ CASES: dict[str, Draw] = {
     "differences, symmetric": _symmetric,
     "differences, 30 % of prompts gain": _some_gain,
     "differences, 15 % of prompts gain": _rare_gain,
-    "differences, a pitfall now and then": _pitfalls,
+    "differences, with occasional pitfalls": _pitfalls,
     "differences, heavy tails": _heavy_tails,
 }
 METHODS = ("percentile", "expanded", "bca", "t")
 
 
 def bounds(values_SN: np.ndarray, rng: np.random.Generator, n_resamples: int) -> dict[str, Ends]:
-    """Low and high ends of each sample's interval, by method; (S,) each."""
+    """Lower and upper bounds of each sample's interval, by method; (S,) each."""
     n = values_SN.shape[1]
     mean_S, error_S = values_SN.mean(1), values_SN.std(1, ddof=1) / np.sqrt(n)
     draws_BN = rng.integers(0, n, (n_resamples, n))
@@ -118,7 +118,7 @@ def _bca(values_SN: np.ndarray, mean_S: np.ndarray, means_BS: np.ndarray) -> tup
 
 
 def measure(n_samples: int = N_SAMPLES, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Coverage:
-    """Draw the samples of every case and size, and count."""
+    """Coverage of every case, size and method."""
     found: Coverage = {}
     for case, draw in CASES.items():
         truth = float(draw(np.random.default_rng([seed, 1]), (4_000, 1_000)).mean())
@@ -131,7 +131,7 @@ def measure(n_samples: int = N_SAMPLES, n_resamples: int = N_RESAMPLES, seed: in
 
 
 def table(found: Coverage, n_samples: int) -> str:
-    """Markdown: the method that rgsd reports by case and n, then the worst and the mean case of each method."""
+    """Markdown tables: coverage of the reported method by case and n, and the worst and mean case of each method."""
     sizes = "".join(f" n = {n} |" for n in SIZES)
     rule = "|---|" + "---:|" * len(SIZES)
     lines = [f"| coverage of the 95 % interval, in % |{sizes}", rule]
@@ -145,7 +145,7 @@ def table(found: Coverage, n_samples: int) -> str:
     spread = 100 * 1.96 * np.sqrt(0.95 * 0.05 / n_samples)
     lines += [
         "",
-        f"{n_samples:,} samples a cell, {N_RESAMPLES:,} resamples each; error of a cell: {spread:.1f} points.",
+        f"{n_samples:,} samples per cell, {N_RESAMPLES:,} resamples each; error of a cell: {spread:.1f} points.",
     ]
     return "\n".join(lines)
 
@@ -153,12 +153,12 @@ def table(found: Coverage, n_samples: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the samples")
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{DOCS.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the table into docs/{DOCS.name}")
     chosen = parser.parse_args()
     n_samples = N_SAMPLES // 10 if chosen.quick else N_SAMPLES
     made = table(measure(n_samples), n_samples)
     print(made)
-    print(f"\nLeast number of prompts for a verdict: {LEAST_FOR_A_VERDICT}")
+    print(f"\nMinimum number of prompts for a verdict: {LEAST_FOR_A_VERDICT}")
     if chosen.write:
         text = DOCS.read_text("utf-8")
         before, _, rest = text.partition(BEGIN)

@@ -1,7 +1,7 @@
-"""How a step's time and memory grow: over prompts, response length, rubric length, vocabulary and model size.
+"""How a step's time and memory grow with prompts, response length, rubric length, vocabulary and model size.
 
-Each point is a process of its own: a random Llama with LoRA takes a step to warm up and then one that is timed. The
-slope is that of a line through the logarithms: 1 is proportional, 0 is flat.
+Each point runs in a process of its own: a random Llama with LoRA takes one warm-up step and one timed step. The slope
+is that of a line through the logarithms: 1 is proportional, 0 is flat.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _slope(points: list[dict[str, float]], kind: str) -> float:
-    """Least squares through the logarithms."""
+    """Slope of a least-squares line through the logarithms."""
     x, y = ([math.log(p[name]) for p in points] for name in ("at", kind))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
 def point(setting: dict[str, int]) -> dict[str, float]:
-    """One setting's step. `rubric` counts the tokens that the teacher reads beside the question."""
+    """Time and memory of one step. `rubric` is the number of tokens that the teacher reads besides the question."""
     rows = common.rows(setting["prompts"])
     for row in rows:
         question = row["prompt"][-1]["content"]
-        # " a" is one token, and so many of them make a rubric of known length.
+        # " a" is one token, so n of them make a rubric of n tokens.
         row["teacher_prompt"] = [{"role": "user", "content": question + " a" * setting["rubric"]}]
     model = common.random_llama(vocabulary=setting["vocabulary"], layers=setting["layers"])
     step = p1_step.rgsd_step(rows, [setting["response"]] * len(rows), model)

@@ -1,8 +1,9 @@
-"""P1: one whole step (rollout, teacher, student, update) against TRL's SDFTTrainer, and against a naive loop.
+"""P1: one full step (rollout, teacher, student, update) against TRL's SDFTTrainer, and against a naive loop.
 
-All train SmolLM2-135M with LoRA r = 16 in float32 on the same rows; one response a prompt, of the same length in each;
-full vocabulary, beta = 0.5. A response's length is fixed beforehand, at a log-normal spread: what transformers decodes
-beyond it, until the longest response has ended, is its own way. The naive loop reads one row at a time.
+All train SmolLM2-135M with LoRA r = 16 in float32 on the same rows, with one response per prompt, the full vocabulary
+and beta = 0.5. Response lengths are drawn beforehand from a log-normal distribution and are equal in all. transformers
+keeps decoding finished rows until the longest response ends; that time counts. The naive loop processes one row at a
+time.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SHARED = {
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """A step of one micro-batch, with the naive loop beside; and one of four of them, as steps mostly are."""
+    """Compare steps of one micro-batch, also with the naive loop, and steps of four, which are closer to real ones."""
     one = _compared(4 if quick else 8, 1, quick)
     return {**one, "large": _compared(8 if quick else 32, 4, quick), "target": "rgsd/sdft at most 0.5"}
 
@@ -142,7 +143,7 @@ def sdft_step(rows: list[dict[str, Any]], wanted: list[int], model: Any = None, 
         distillation_mode="full_logits",
         distillation_topk=None,
         distillation_alpha=0.5,
-        teacher_prompt_template="{prompt}{privileged_context}",  # the words that rgsd's teacher reads
+        teacher_prompt_template="{prompt}{privileged_context}",  # the same text that rgsd's teacher reads
         **{k: v for k, v in SHARED.items() if k in SDFTConfig.__dataclass_fields__},
     )
     with common.quiet():
@@ -161,7 +162,7 @@ def sdft_step(rows: list[dict[str, Any]], wanted: list[int], model: Any = None, 
 
 
 def _beside(row: dict[str, Any]) -> str:
-    """What the teacher reads besides the question."""
+    """The teacher's prompt without the question."""
     before, question, after = row["teacher_prompt"][-1]["content"].partition(row["prompt"][-1]["content"])
     assert question
     return before + after

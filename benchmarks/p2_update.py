@@ -1,11 +1,11 @@
-"""P2: the update phase against the bare matrix products that it is made of, in the same process.
+"""P2: the update phase against its matrix products alone, in the same process.
 
     update      teacher forward, student forward and backward, divergence: SmolLM2-135M, LoRA r = 16, float32
-    divergence  alone: student's and teacher's hidden states in, loss and gradient out
+    divergence  from the hidden states of student and teacher to loss and gradient
 
-The products' shapes are recorded from one update on torch's plain path, with attention counted as its products over the
-whole square; then each is multiplied by `torch.mm` or `torch.bmm` as often as it occurred, into memory that is there.
-The divergence's products (student, teacher, gradient) are over all of its tokens at once.
+The shapes of the products are recorded from one update on torch's plain path; attention counts as its products over the
+full square. Each product then runs as often as it occurred, with `torch.mm` or `torch.bmm`, into preallocated memory.
+The products of the divergence (student, teacher, gradient) cover all tokens at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""P3: memory. Every measurement is a process of its own; what counts is its peak resident memory.
+"""P3: peak resident memory. Each measurement runs in a process of its own.
 
-loss    the divergence, forward and backward, beyond its inputs: chunked, and with full logits under autograd. Full
-        logits of 4,096 tokens do not fit everywhere: they are measured at 256 and 512 tokens, and their line drawn
-        on to 4,096.
-step    a whole step of rgsd and of TRL's SDFTTrainer, on a random Llama of 0.2 billion parameters and 151,936 words
+loss    memory of the divergence, forward and backward, beyond its inputs: chunked, and with full logits under autograd.
+        Full logits of 4,096 tokens do not fit everywhere, so they are measured at 256 and 512 tokens and extrapolated.
+step    a full step of rgsd and of TRL's SDFTTrainer, on a random Llama with 0.2 billion parameters and a vocabulary of
+        151,936
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run(quick: bool) -> dict[str, Any]:
         "chunked/full": round(chunked[VOCABULARY] / full, 4),
         "step_mib": {who: round(m) for who, m in step.items()},
         "step rgsd/sdft": round(step["rgsd"] / step["sdft"], 3),
-        "target": "chunked/full at most 0.1 and flat as the vocabulary grows; whole step at most 0.5 of SDFT's",
+        "target": "chunked/full at most 0.1 and flat as the vocabulary grows; full step at most 0.5 of SDFT's",
     }
 
 
@@ -50,7 +50,7 @@ def measure_loss(how: str, tokens: int, vocabulary: int) -> float:
     hidden, teacher = (torch.randn(tokens, WIDTH, generator=g) for _ in range(2))
     weight = torch.empty(vocabulary, WIDTH).normal_(generator=g, std=0.03)
     hidden.requires_grad_()
-    # A first small pass, so that what libraries allocate once is not counted.
+    # Warm up, so that one-time allocations of libraries are not counted.
     chunked_divergence(hidden[:8], Head(weight), teacher[:8], Head(weight), DivergenceSpec()).total.backward()
     before = common.peak_mib()
     if how == "chunked":

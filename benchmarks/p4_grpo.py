@@ -1,7 +1,7 @@
-"""P4: a prompt's cost under judge-GRPO with 16 rollouts and under RGSD, the judge's latency zero.
+"""P4: time per prompt of GRPO with 16 rollouts and of RGSD, with a judge that takes no time.
 
-GRPO is TRL's GRPOTrainer with rgsd's rubric reward, the judge the programmatic one; its 16 responses to one prompt are
-one step. RGSD answers 8 prompts a step, once each. The same model, LoRA and longest response.
+GRPO is TRL's GRPOTrainer with rgsd's rubric reward from programmatic checks; one step is 16 responses to one prompt.
+One step of RGSD is 8 prompts with one response each. Model, LoRA and maximum response length are the same.
 """
 
 from __future__ import annotations

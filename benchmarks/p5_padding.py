@@ -1,9 +1,8 @@
-"""P5: padding, as a share of the tokens computed, at a log-normal spread of lengths like the published sets'.
+"""P5: padding as a share of the computed tokens, at log-normal lengths like those of the published datasets.
 
-Rows of a step are cut into micro-batches by `rgsd.models.batching.partition`, the student's by its lengths and the
-teacher's
-by its own, and one that pads much is read in several passes (`slices`). Beside it: the same rows in the order in which
-they come, padded to the longest of a micro-batch.
+`rgsd.models.batching.partition` cuts the rows of a step into micro-batches, by the student's lengths and by the
+teacher's. A micro-batch with much padding runs in several passes (`slices`). The comparison takes the rows in their
+original order and pads each micro-batch to its longest row.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from rgsd.models.batching import partition, slices
 
 SETTINGS = [(16, 4), (32, 4), (32, 8), (64, 8), (64, 16), (256, 32)]
-"""Rows of a step, and its micro-batches."""
+"""Rows per step, and micro-batches per step."""
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def run(quick: bool) -> dict[str, Any]:
     for rows, groups in SETTINGS:
         ours = plain = real = 0
         for _ in range(steps):
-            # Prompt, rubric and response of RubricHub-like rows, in tokens: medians 90, 350 and 400.
+            # Tokens of prompt, rubric and response in rows like RubricHub's: medians 90, 350 and 400.
             response = _drawn(g, rows, 400, 0.5)
             student = response + _drawn(g, rows, 90, 0.6)
             teacher = student + _drawn(g, rows, 350, 0.4)
@@ -40,7 +39,7 @@ def run(quick: bool) -> dict[str, Any]:
             "padded_share": round(1 - real / ours, 4),
             "in_order": round(1 - real / plain, 4),
         }
-    return {"results": results, "target": "0.05 or less of the tokens computed"}
+    return {"results": results, "target": "at most 0.05 of the computed tokens"}
 
 
 def _drawn(g: torch.Generator, n: int, median: float, sigma: float) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """P6: rollouts by rgsd's decode loop against transformers' `generate`, on a CPU, SmolLM2-135M in float32.
 
-    ended     prompts answered until their own end, so many at once, temperature 0.8, at most 128 tokens. `generate`
-              takes the prompts in batches sorted by length; a batch takes as long as its longest response.
-    full      one batch in which no response ends before its last token: the engine alone.
+    ended     responses end by themselves: temperature 0.8, at most 128 tokens. `generate` takes the prompts in batches
+              sorted by length, and a batch takes as long as its longest response.
+    full      one batch in which no response ends early, so only the engine counts.
 
-Both get the plain merged model. Tokens a second are counted over the tokens up to a response's end.
+Both run the same merged model. Tokens per second count the tokens up to a response's end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(quick: bool) -> dict[str, Any]:
             results[f"{kind}, {rows} at once"] = _compared(model, prompts, config, rows, rounds=1 if quick else 3)
     return {
         "results": results,
-        "target": "1.5 times generate's tokens a second, or more",
+        "target": "at least 1.5 times the tokens per second of generate",
     }
 
 
@@ -85,7 +85,7 @@ def _compared(model: Any, prompts: list[list[int]], config: GenerationConfig, ro
 
 
 def _generated(model: Any, prompts: list[list[int]], config: GenerationConfig) -> int:
-    """Tokens of the responses, each up to and with its end."""
+    """Number of response tokens, each up to and including its end."""
     width = max(map(len, prompts))
     ids = torch.tensor([[config.pad_token_id] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
