@@ -1,4 +1,4 @@
-"""What several tests build: a tokenizer and a model small enough for a unit test, made on the spot."""
+"""Shared fixtures: a tokenizer and a model small enough for a unit test, built on the spot."""
 
 import os
 
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 400 words with a ChatML template."""
+    """A byte-level BPE of 400 tokens with a ChatML template."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def tiny_model(tokenizer, *, tied=True, seed=0, **overrides) -> LlamaForCausalLM
 
 
 def stir_adapters(model, std: float, *, biases: bool = False) -> None:
-    """Random values where LoRA begins with zeros (and into biases), so that what adapters do can be seen."""
+    """Put random values where LoRA starts with zeros (and into biases), so that adapters have an effect."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name or (biases and name.endswith("bias")):

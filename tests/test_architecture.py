@@ -1,5 +1,5 @@
-"""Imports go one way, between packages and inside them, as docs/architecture.md draws it; and rgsd imports in no
-time."""
+"""Imports go one way, between packages and inside them, as docs/architecture.md draws it; and importing rgsd is
+fast."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "rgsd"
-# From the ground up. A module may import from its own package and from what stands before it.
+# Bottom up. A module may import from its own package and from the layers before it.
 LAYERS = [
     "errors",
     "settings",
@@ -37,13 +37,13 @@ LAYERS = [
     "cli",
 ]
 MOST_PACKAGES = 12
-# Imports that still go up, to be taken out one by one. Nothing may be added.
+# Imports that still go up. Remove them one by one; add none.
 ALLOWED_UP = {
     ("data/schemas/jsonl.py", "judges"),
     ("data/schemas/polarity.py", "judges"),
 }
 TORCH = {"torch", "transformers", "trl", "peft", "accelerate"}
-# What a package or a file must not know, beyond its layer.
+# Imports that a package or a file must not have, beyond its layer.
 FORBIDDEN = {
     "rubrics": TORCH | {"numpy", "datasets"},
     "data": TORCH | {"tokenizers"},
@@ -68,7 +68,7 @@ FORBIDDEN = {
 
 
 def imports(path):
-    """Every module that a file imports, at its top or inside a function."""
+    """Every module that a file imports, at module level or inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -112,7 +112,7 @@ def test_every_name_at_the_top_has_its_layer():
 
 
 def test_no_file_imports_itself_in_a_circle():
-    """Files, not packages: a circle inside a package counts too. Imports inside functions are counted."""
+    """Checks files, not packages, so a cycle inside a package counts too. Imports inside functions count."""
     names = {
         ".".join(("rgsd", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES
     }
@@ -142,15 +142,15 @@ def test_every_package_says_what_it_is():
 
 
 def test_every_imported_package_is_declared():
-    """In pyproject.toml, as a dependency or in an extra: what another package happens to bring may go with its next
-    release."""
+    """In pyproject.toml, as a dependency or in an extra: a package that only another package brings may disappear with
+    its next release."""
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [
         *project["dependencies"],
         *(line for extra in project["optional-dependencies"].values() for line in extra),
     ]
     declared = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in wanted}
-    declared |= {"vllm"}  # by trl[vllm], which knows the versions that it supports
+    declared |= {"vllm"}  # declared as trl[vllm], which pins the supported versions
     homes = metadata.packages_distributions()
     missing = set()
     for path in FILES:
@@ -263,5 +263,5 @@ def test_trls_internals_are_touched_where_it_is_said(path):
     ],
 )
 def test_a_touch_of_trls_internals_is_found(source, found):
-    """The scan itself: it sees reads, overrides and getattr, and takes no other class's own members for TRL's."""
+    """The scan itself: it finds reads, overrides and getattr, and ignores the members of other classes."""
     assert set(touches(source)) == found

@@ -1,4 +1,4 @@
-"""The documentation: its commands parse and the first hour runs as written. `make docs` builds the site, strictly."""
+"""The docs: their commands parse, and the first hour runs as written. `make docs` builds the site in strict mode."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ RUN_FOR_REAL = {
 
 
 def commands(page):
-    """(line, is_block) of each `rgsd ...` in a page; a command over several lines is one."""
+    """(line, is_block) of each `rgsd ...` in a page; a command on several lines counts as one."""
     text = page.read_text("utf-8")
     for kind, body in FENCE.findall(text):
         if kind in ("", "sh", "bash", "console"):
@@ -86,7 +86,7 @@ def test_the_recipes_and_files_that_the_docs_name_exist():
 
 
 def test_the_first_hour_runs_as_written(tmp_path, tokenizer, monkeypatch, capsys):
-    """Every command of docs/first-hour.md in its order, with a model and lengths that a unit test can afford."""
+    """Every command of docs/first-hour.md in order, with a model and lengths small enough for a unit test."""
     monkeypatch.chdir(tmp_path)
     tiny_model(tokenizer).save_pretrained("model")
     tokenizer.save_pretrained("model")

@@ -1,4 +1,4 @@
-"""No credential reaches a file or a terminal, whatever a server says and wherever it was given."""
+"""No credential reaches a file or a terminal, wherever it comes from and whatever a server returns."""
 
 import json
 import threading
@@ -112,7 +112,7 @@ def test_a_command_line_is_stored_without_credentials():
 
 
 class _Echo(BaseHTTPRequestHandler):
-    """Answers every request with all that it was sent. The writer's good answers echo too."""
+    """Answers every request with the full request. Good answers of the model echo too."""
 
     protocol_version = "HTTP/1.1"
     status = 400

@@ -1,4 +1,4 @@
-"""Damage to a checkpoint, of unchanged size too, leads to the previous whole one with a line that says so."""
+"""A damaged checkpoint, even of unchanged size, is skipped with a notice, and the previous complete one is used."""
 
 import json
 import shutil

@@ -107,7 +107,7 @@ CASES += [
 
 
 def put(old, name, field, value):
-    """The file with one field of its first row set to some JSON, or taken out."""
+    """Set one field of the file's first row to some JSON, or remove it."""
     if name == "config.yaml":
         settings = yaml.safe_load(old)
         settings.pop(field)

@@ -1,5 +1,5 @@
-"""Data, recipes and templates that try to hang, to fill the memory, or to crash: each ends in an error of rgsd, a
-refused row, or an unscored verdict, within seconds."""
+"""Data, recipes and templates that try to hang, exhaust memory or crash: each ends with an rgsd error, a refused row or
+an unscored verdict, within seconds."""
 
 import time
 from contextlib import contextmanager

@@ -39,7 +39,7 @@ FORGED = {
 
 
 class Seen:
-    """What a shape is made of: the judge's own object, the response's, and the ids asked about."""
+    """The parts of a shape: the judge's own object, the response's, and the requested ids."""
 
     def __init__(self, ids, is_single):
         self.ids, self.is_single = ids, is_single
@@ -60,7 +60,7 @@ class Seen:
         return json.dumps({"verdicts": [entry, *json.loads(self.own)["verdicts"][1:]]})
 
     def doubled(self, key, value):
-        """The judge's own object with a key of its first verdict written twice, the forgery last."""
+        """The judge's own object with a duplicate key in its first verdict, the forgery last."""
         return self.own.replace('"met": false}', f'"met": false, "{key}": {value}}}', 1)
 
 
@@ -212,7 +212,7 @@ def test_the_judges_own_verdict_is_read_whatever_it_quotes(judged, shape, mode):
 
 @pytest.mark.integration
 def test_ten_megabytes_of_nested_objects_block_nothing():
-    """Other requests of the same judge are answered meanwhile, and the whole takes seconds."""
+    """The judge answers other requests meanwhile, and everything takes seconds."""
 
     def huge(request):
         user = request["messages"][1]["content"]

@@ -1,4 +1,4 @@
-"""Commands besides one-process training, killed at named moments: the same command comes to the same result."""
+"""Commands other than one-process training, killed at named moments: a second run gives the same result."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def places(*found):
 
 
 def kill_then_repeat(argv, folder, place, nth, number):
-    """The command dies at the place; the same command then ends well."""
+    """Kill the command at the place, then run it again to its end."""
     code, text = run(argv, folder, place, nth, number)
     assert code == -number, (code, text)
     code, text = run(argv, folder)

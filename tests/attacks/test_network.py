@@ -1,5 +1,4 @@
-"""No command touches the network that was not asked to: each runs where every look-up and connection is refused and
-noted."""
+"""No command uses the network unless asked to: each runs where every lookup and connection is refused and logged."""
 
 import json
 import os
@@ -36,7 +35,7 @@ RECIPE = {
 
 
 def rgsd(folder, *argv):
-    """Run a command as a user's machine would, online; returns its code, its text and what it asked the network for."""
+    """Run a command as an online machine would; returns its exit code, its output and its network requests."""
     log = folder / "network.txt"
     log.unlink(missing_ok=True)
     env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "CI")}

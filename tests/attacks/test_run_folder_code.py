@@ -1,4 +1,4 @@
-"""A run's folder is data: what it says of trusting code does not count."""
+"""A run's folder is data: its own `trust_remote_code` has no effect."""
 
 import json
 
@@ -26,7 +26,7 @@ class Model(LlamaForCausalLM):
 
 @pytest.fixture
 def strangers_run(tmp_path, tokenizer):
-    """A finished run whose base, and whose saved model, come with code that leaves a mark when it is run."""
+    """A finished run whose base and saved model ship code that leaves a mark when it runs."""
     run, mark = tmp_path / "run", tmp_path / "mark"
     for place in (tmp_path / "base", run / "model"):
         tiny_model(tokenizer).save_pretrained(place)

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, on a tiny model and a handful of prompts, from files."""
+"""The commands as a user runs them, from files, on a tiny model and a few prompts."""
 
 import json
 import sys
@@ -130,7 +130,7 @@ def test_going_on_without_a_checkpoint_is_refused(world, capsys):
 
 
 def test_the_readmes_recipe_for_own_data_trains_on_it(world, capsys):
-    """recipes/paper.yaml as README.md gives it, on a model and a step size that a unit test can afford."""
+    """recipes/paper.yaml as in README.md, with a model and a batch small enough for a unit test."""
     recipe = Path(__file__).parents[2] / "recipes" / "paper.yaml"
     flags = f"--model_name_or_path {world / 'model'} --data {world / 'data.jsonl'} --output_dir {world / 'own'}"
     small = "--max_steps 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_completion_length 16"
@@ -202,7 +202,7 @@ def test_self_written_references_serve_training_and_evaluation_and_are_kept(worl
 
 @contextmanager
 def spied_prompts():
-    """What is generated from, as the model reads it, in text."""
+    """The prompts that the model reads, as text."""
     from rgsd.inference import transformers_backend as _transformers
 
     seen, tokenize = [], _transformers.tokenize

@@ -15,7 +15,7 @@ from rgsd.settings import setting
 
 @dataclass
 class ToyConfig:
-    """Settings of a toy."""
+    """Settings of a toy command."""
 
     steps: int = setting(4, "Steps.")
     rate: float = setting(0.5, "Rate.")

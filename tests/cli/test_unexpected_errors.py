@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the user gets one line, an exit code, and a log without credentials."""
+"""An unexpected error gives one line, an exit code, and a log without credentials."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ KEY = "key-00112233445566"
 
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
-    """`rgsd data` raises what the test wants; its log goes to tmp_path."""
+    """Make `rgsd data` raise an error of the test's choice, with its log in tmp_path."""
     import rgsd.cli.data
 
     monkeypatch.setenv("RGSD_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The bundled prompts: what they are made of, how they are split, and that they are what their sources give."""
+"""The bundled prompts: their contents, their split, and that they match their sources."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def examples():
 
 
 def tag(example: Any, name: str) -> str:
-    """What follows `name:` in the only tag that begins with it."""
+    """The text after `name:` in the only tag that starts with it."""
     (value,) = [t.removeprefix(f"{name}:") for t in example.tags if t.startswith(f"{name}:")]
     return value
 

@@ -1,4 +1,4 @@
-"""Files, folders, the hub and the bundled data; recognition; bad rows."""
+"""Files, folders, the hub and the bundled data; schema detection; bad rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_parquet(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def comparable(loaded) -> list[Any]:
-    """Examples without the made ids, which hold the file's name."""
+    """Examples without generated ids, which contain the file's name."""
     return [(e.messages, e.rubric, e.scoring, e.reference, e.domain, e.tags, dict(e.metadata)) for e in loaded.examples]
 
 
@@ -299,7 +299,7 @@ def test_a_schema_by_name(tmp_path: Path):
 
 
 class FakeHub:
-    """Stands for `datasets.load_dataset`: remembers what it was asked for, and gives the rows of a split."""
+    """A fake `datasets.load_dataset`: records its arguments and returns the rows of a split."""
 
     def __init__(self, **splits: list[dict[str, Any]]) -> None:
         self.splits = splits

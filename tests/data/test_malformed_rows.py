@@ -1,4 +1,4 @@
-"""Malformed rows of every schema: each is refused, by its field, with what to do."""
+"""Malformed rows of every schema: each is refused with its field and a remedy."""
 
 from __future__ import annotations
 
@@ -433,7 +433,7 @@ def test_an_odd_value_anywhere_gives_an_example_or_a_refusal(name):
 
 
 def assert_got_wanted_remedy(message: str) -> None:
-    """Refusals have one form; those of a check are worded by the check."""
+    """Refusals have one form; the check itself words its own."""
     if "check" not in message:
         assert re.search(r"got .+, wanted .+: .+", message), message
     assert len(message) < 400

@@ -1,4 +1,4 @@
-"""The table of wordings by which a pitfall of RaR is read."""
+"""Tables of labelled wordings against the polarity rules for RaR's pitfalls."""
 
 from __future__ import annotations
 

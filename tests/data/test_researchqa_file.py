@@ -1,4 +1,4 @@
-"""ResearchQA's real validation split, where it stands beside the repository."""
+"""ResearchQA's real validation split, if it lies next to the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which prompts are near-duplicates, and that none straddles a split."""
+"""Which prompts are near-duplicates, and that no group straddles a split."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ WORDS = [a + b for a in ("ka", "lo", "mi", "nu", "re", "ti", "so") for b in ("ba
 
 
 def twins(count: int) -> list[Example]:
-    """Pairs of prompts: odd ones lack the question mark, or go on with the conversation of the even ones."""
+    """Pairs of prompts: odd ones lack the question mark, or continue the conversation of the even ones."""
     rows = []
     for n in range(count):
         question = " ".join(random.Random(n).sample(WORDS, 9)) + "?"
@@ -206,7 +206,7 @@ def test_the_summary_counts_and_shows_groups():
 
 
 def test_candidates_by_prefix_are_those_of_the_plain_comparison(monkeypatch):
-    """Against every pair, on texts that were edited more and more."""
+    """Compare with a check of every pair, on increasingly edited texts."""
     from rgsd.data import close_texts
 
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""Duplicates, and what is held out."""
+"""Duplicates, and held-out prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scripted judge against human verdicts in every form that they are read in."""
+"""A scripted judge against human verdicts in every supported format."""
 
 import json
 
@@ -19,7 +19,7 @@ PROMPT = ({"role": "user", "content": "What helps with a cough?"},)
 
 
 class ScriptedJudge:
-    """Gives the verdict that a function of response and criterion gives."""
+    """A judge whose verdicts come from a function of response and criterion."""
 
     def __init__(self, decide, name="scripted", problem="timeout"):
         self.decide, self.name, self.problem, self.tasks = decide, name, problem, []

@@ -1,4 +1,4 @@
-"""The audits: false claims and overclaims against a scripted judge over HTTP, lengths by hand."""
+"""The audits: false claims and overclaims with a scripted judge over HTTP, and lengths against hand-computed values."""
 
 import json
 
@@ -15,7 +15,7 @@ from rgsd.runs import create_run
 
 
 def answer(request):
-    """A judge that finds two claims in each response, the second false; lenient it grants all, strict none."""
+    """Finds two claims per response, the second false. Lenient, it grants every criterion; strict, none."""
     system, user = (m["content"] for m in request["messages"])
     if "list the factual claims" in system:
         code = user.split("[response ")[1].split("]")[0]

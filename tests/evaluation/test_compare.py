@@ -1,4 +1,4 @@
-"""Comparisons of run folders that are written here, row by row, under scripted judges."""
+"""Comparisons of run folders written here row by row, with scripted judges."""
 
 import json
 import math
@@ -33,7 +33,7 @@ WON = N * 2 // 3
 
 
 class ScriptedJudge:
-    """Says met where the criterion's last word stands in the response; the last of `limit` judgements is the last."""
+    """Says met if the response contains the criterion's last word; fails after `limit` judgements."""
 
     def __init__(self, name="second", limit=None, problem_for=(), invert=False):
         self.name, self.limit, self.problem_for, self.invert = name, limit, set(problem_for), invert
@@ -80,7 +80,7 @@ def example(i):
 
 
 def row_of(one, response, arm="trained", judge="first", met=None):
-    """A row as evaluation writes it; by default with the verdicts of the words."""
+    """A row as the evaluation writes it; by default with the verdicts of the word judge."""
     verdicts = [
         Verdict(c.text.split()[-1].strip(".") in response if met is None else met[k]) for k, c in enumerate(one.rubric)
     ]

@@ -1,4 +1,4 @@
-"""`rgsd eval` as a process: killed and begun again; and against a real server that runs the embedded model."""
+"""`rgsd eval` as a process: killed and resumed, and against a real server that runs the embedded model."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ N = 40
 
 @pytest.fixture
 def data(tmp_path):
-    """Prompts whose number decides what is right."""
+    """Prompts whose number decides the right answer."""
     rows = [
         {
             "id": f"r{i}",

@@ -84,7 +84,7 @@ def test_summaries(examples):
 
 
 class _Thinks:
-    """A base that thinks before it answers, the second time without an end."""
+    """A base model that thinks before it answers, the second time without end."""
 
     name = "thinks"
 

@@ -1,4 +1,4 @@
-"""`rgsd gap`: the template is chosen on other prompts than those that its gap is reported on."""
+"""`rgsd gap`: the template is chosen on one set of prompts, and its gap is reported on another."""
 
 import numpy as np
 import pytest

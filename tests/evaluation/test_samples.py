@@ -1,4 +1,4 @@
-"""A sample is the same in memory and in samples.jsonl, whose lines are checked and carry a version."""
+"""A sample survives a round trip through samples.jsonl, whose lines are checked and carry a version."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_a_sample_is_read_as_it_was_written(run, examples):
 
 
 def test_a_line_without_a_version_is_the_first_version(run):
-    """And what it lacks is unknown: a price is not 0, a judge has no name, coverage follows from the verdicts."""
+    """Missing fields stay unknown: no price of 0, no judge name; coverage follows from the verdicts."""
     verdicts = [{"criterion": "c", "weight": 1, "met": True}, {"criterion": "d", "weight": -1, "met": None}]
     row = {"arm": "a", "example_id": "e", "scoring": "satisfaction", "score": 1.0, "verdicts": verdicts}
     run.append(SAMPLES, [{**row, "response": "text", "usage": {"calls": 1}}])

@@ -1,4 +1,4 @@
-"""Stored responses and verdicts count only for the weights, settings, prompt, judge and text that they were made of."""
+"""Stored responses and verdicts count only for the weights, settings, prompt, judge and text that made them."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from rgsd.runs import RESPONSES, SAMPLES, SET_ASIDE, create_run, open_run
 
 
 class Scripted:
-    """A generator that counts what it is asked for."""
+    """A generator that counts its prompts."""
 
     name = "scripted"
 
@@ -39,7 +39,7 @@ class Scripted:
 
 
 class Counting(ChecksJudge):
-    """The programmatic judge, counting, with settings."""
+    """The programmatic judge with settings, counting its calls."""
 
     def __init__(self, name="checks", identity="a"):
         self.name, self.identity, self.judged = name, identity, 0
@@ -101,7 +101,7 @@ def test_a_changed_prompt_sets_its_own_row_aside_alone(run, examples, capsys):
 
 
 def test_rows_of_unknown_origin_are_not_used(run, examples, capsys):
-    """As versions before the keys wrote them."""
+    """Rows in the format before keys."""
     measured(run, examples, Scripted())
     for name in (RESPONSES, SAMPLES):
         rows = [{k: v for k, v in r.items() if not k.endswith("key")} for r in run.read_lines(name)]

@@ -1,4 +1,4 @@
-"""Statistics against hand-made cases, brute force and simulation."""
+"""Statistics against hand-computed cases, brute force and simulation."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The examples run as they are, on the test model."""
+"""The examples run unchanged, on the test model."""
 
 import json
 import os

@@ -204,7 +204,7 @@ def test_the_highest_price_covers_long_prompts_and_cache_writes():
 
 @pytest.fixture
 def provider(monkeypatch, openai_server):
-    """LiteLLM's "openai", at a server of ours."""
+    """LiteLLM's "openai" provider, against our own server."""
 
     def start(answer=lambda request: "yes", **options):
         server = openai_server(answer, **options)

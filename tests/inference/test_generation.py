@@ -1,4 +1,4 @@
-"""Generation: the transformers backend on a tiny model, vLLM's on a stand-in, the server's against a faulty server."""
+"""Generation: the transformers backend on a tiny model, vLLM's on a fake, the server's against a faulty server."""
 
 import importlib.util
 import socket
@@ -43,7 +43,7 @@ PROMPTS = [asked("water " * n + "?") for n in (9, 1, 5, 3, 12, 2, 7, 4)]
 
 @pytest.fixture(autouse=True)
 def one_thread(request):
-    """A tiny model is no faster on more threads, and far slower on a busy machine."""
+    """Use one thread: more make a tiny model no faster, and far slower on a busy machine."""
     before = torch.get_num_threads()
     if request.node.get_closest_marker("slow") is None:
         torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def one_thread(request):
 
 
 class Kept:
-    """A caller's `done`: what it was given, in which order and thread."""
+    """A caller's `done`: records its arguments, their order and the thread."""
 
     def __init__(self):
         self.found, self.order, self.threads = {}, [], set()
@@ -340,7 +340,7 @@ class FakeRequestOutput:
 
 @dataclass
 class FakeVllm:
-    """Stands for the module `vllm`: its LLM is the tiny model, decoded greedily prompt by prompt."""
+    """A fake `vllm` module whose LLM is the tiny model, decoded greedily prompt by prompt."""
 
     tokenizer: Any
     model: Any
@@ -858,7 +858,7 @@ def test_transformers_serve_gives_what_transformers_gives(tmp_path):
 
 
 class transformers_serve:
-    """`transformers serve` on a folder, in a process of its own; gives the address once it is up."""
+    """`transformers serve` on a folder, in a process of its own; yields the address once it is up."""
 
     def __init__(self, folder: Path, log: Path, seconds: float = 120.0):
         self.folder, self.log, self.seconds = folder, log, seconds
@@ -895,7 +895,7 @@ class transformers_serve:
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_an_error_that_names_model_and_weight(tokenizer, monkeypatch, fast, temperature):
-    """Greedy decoding takes NaN for the likeliest token, and an evaluation reported a score of 0."""
+    """Greedy decoding treats NaN as the most likely token, so an evaluation once reported a score of 0."""
     monkeypatch.setenv("RGSD_FAST", str(int(fast)))
     broken = tiny_model(tokenizer)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Heads of other families are read as their own forward applies them; and Qwen3 with its real tokenizer trains."""
+"""Heads of other model families match their own forward pass, and Qwen3 with its real tokenizer trains."""
 
 import re
 
@@ -181,7 +181,7 @@ def test_a_family_trains_and_its_loss_is_that_of_its_own_logits(name, lora, exam
 
 
 class Scaled(LlamaForCausalLM):
-    """Scales its logits inside `forward`, where no setting says so."""
+    """A model that scales its logits inside `forward`, without a setting for it."""
 
     def forward(self, *args, **kwargs):
         out = super().forward(*args, **kwargs)

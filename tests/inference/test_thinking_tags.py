@@ -1,4 +1,4 @@
-"""Think tags reach every place that generates: pipeline, gap, references; also where they are special tokens."""
+"""Think tags reach every place that generates: training, gap, references; special tokens included."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def special(tokenizer):
 
 
 class Reasoning(TransformersGenerator):
-    """Writes the same reasoning and answer to every prompt, as token ids, whatever the model."""
+    """Writes the same reasoning and answer for every prompt, as token ids, with any model."""
 
     def _decode(self, ids, seeds, keep):
         row = self.tokenizer.encode(f"{OPEN}the rubric wants tea{CLOSE}Rest.", add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""`--use_vllm true --vllm_mode server`: TRL's client, over real HTTP, against a server that keeps to its protocol."""
+"""`--use_vllm true --vllm_mode server`: TRL's client over real HTTP, against a server that implements its protocol."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Replies on disk: shared by processes, whole after a kill, and no reply bought twice."""
+"""Replies on disk: shared by processes, intact after a kill, and never paid for twice."""
 
 import multiprocessing
 import os
@@ -112,7 +112,7 @@ def test_a_budget_needs_a_price(tmp_path):
 
 
 def _lease(path, key, **changes):
-    """Let another holder have the claim: this process, with these differences."""
+    """Give the claim to another holder: this process, with these differences."""
     me = ReplyCache(path)._me
     row = {**me._asdict(), "owner": "other", "until": time.time() + 3600, **changes}
     names = ("owner", "machine", "pid", "started", "until")

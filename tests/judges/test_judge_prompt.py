@@ -1,4 +1,4 @@
-"""What the judge reads, and how its reply is read: never a verdict that it did not give."""
+"""The judge's prompt and the parsing of its reply: no verdict that it did not give."""
 
 import json
 

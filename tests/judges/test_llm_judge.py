@@ -1,4 +1,4 @@
-"""The LLM judge against a real server that misbehaves: none lost, none invented, none bought twice."""
+"""The LLM judge against a real, faulty server: no verdict lost, none invented, none paid for twice."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def truth(i):
 
 
 def answer(request):
-    """What an ideal judge says, from the text alone."""
+    """The verdicts of an ideal judge, from the text alone."""
     user = request["messages"][1]["content"]
     number = int(re.search(r"number (\d+)\.", user).group(1))
     ids = asked_ids(request)
@@ -108,7 +108,7 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """A process that has all libraries imported and forks a judge for each number of tasks that it is told."""
+    """A process with all libraries imported that forks a judge for each requested number of tasks."""
 
     def __init__(self, server, folder):
         tests = os.path.dirname(os.path.dirname(__file__))
@@ -440,7 +440,7 @@ def test_killed_at_random_points_it_goes_on_and_loses_no_more_than_what_was_in_f
 
 
 def test_replies_in_flight_are_kept_when_the_caller_fails(judge):
-    """As when the run's own disk is full: what was asked by then has been paid for, and is not asked again."""
+    """As with a full disk: requests that were paid for are not sent again."""
     with OpenAIServer(answer, latency=0.2) as server:
         one = judge(server, judge_concurrency=8)
 

@@ -1,4 +1,4 @@
-"""What the nano model is pretrained on: follows what it shows, and never looks at a true rubric."""
+"""The nano model's pretraining data: responses follow the shown rubric, and no true rubric is used."""
 
 from itertools import islice
 

@@ -1,4 +1,4 @@
-"""The laboratory: its grid, its weak judges, its runs, and what it makes of their rows."""
+"""The lab: its grid, its weak judges, its runs, and the results computed from them."""
 
 import json
 from pathlib import Path
@@ -206,7 +206,7 @@ def test_verdicts_go_by_the_whole_interval(kind, low, high, verdict):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A laboratory of two tiny arms."""
+    """A lab with two tiny arms."""
     folder = tmp_path_factory.mktemp("lab")
     grid = folder / "tiny.yaml"
     arms = {

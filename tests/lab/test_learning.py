@@ -1,6 +1,6 @@
-"""The learning regression test: fixed, seeded runs of the real trainer on the nano model must learn, and only what is
-taught. A trainer that shuffles rubrics, trains its teacher, takes the loss over the wrong tokens or forgets the
-think-mask fails here."""
+"""Learning regression tests: seeded runs of the real trainer on the nano model must learn what is taught, and nothing
+else. A trainer that shuffles rubrics, trains its teacher, takes the loss over the wrong tokens or forgets the think
+mask fails here."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def one_thread():
 
 
 def learn(folder, arm, **settings):
-    """The run, and what its policy reaches on held-out prompts, alone and shown the rubric."""
+    """The run, and its policy's scores on held-out prompts, alone and with the rubric."""
     chosen = load_arms()[arm]
     job = Job(folder, 0, chosen.task, chosen)
     job.home.parent.mkdir()

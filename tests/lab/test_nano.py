@@ -1,4 +1,4 @@
-"""The nano model: its words, its file, and the figures that it is shipped with."""
+"""The nano model: its vocabulary, its files, and the scores that it ships with."""
 
 from dataclasses import asdict, replace
 from itertools import islice

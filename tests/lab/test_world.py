@@ -1,4 +1,4 @@
-"""The world: the same everywhere, split without overlap, and decided exactly."""
+"""The world: deterministic, split without overlap, and judged exactly."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""No small update is lost to rounding: in rollouts, in evaluation, in exports, on the way to vLLM, in the optimizer."""
+"""Small updates survive rounding: in rollouts, evaluation, exports, the sync to vLLM, and the optimizer."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ SMALL = 3e-4
 
 
 def student_of(tokenizer, *, dtype=torch.bfloat16, std=SMALL, **overrides):
-    """A model with small adapter updates, and its merged float32 twin, which rounds nothing."""
+    """A model with small adapter updates, and its float32 merge, which rounds nothing."""
     base = tiny_model(tokenizer).to(dtype)
     torch.manual_seed(1)
     student = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **overrides))
@@ -61,7 +61,7 @@ def logits(model, ids=None):
 
 
 def survived(own, other, base):
-    """The share of the update of the logits that is left in another policy."""
+    """The share of the logits' update that survives in another policy."""
     update, found = own - base, other - base
     return float((found * update).sum() / update.square().sum())
 
@@ -84,7 +84,7 @@ def base_logits(student):
 def test_rollouts_of_a_half_precision_model_come_from_the_student(
     tmp_path, tokenizer, examples, monkeypatch, fast, bf16
 ):
-    """Whatever samples runs base and adapter apart: its logits are those of the student, update and all."""
+    """Sampling runs base and adapter separately, so its logits are the student's, including the update."""
     monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
     monkeypatch.setenv("RGSD_FAST", "1" if fast else "0")
     trainer = trainer_of(tmp_path, tokenizer, examples, peft_config=LORA, bf16=bf16)
@@ -251,7 +251,7 @@ def test_a_merge_of_tied_weights_changes_the_adapted_module_alone(tokenizer):
 
 
 def engine_of(model):
-    """TRL's sync to vLLM, with no vLLM behind it."""
+    """TRL's sync to vLLM, without vLLM."""
     engine = object.__new__(VLLMGeneration)
     engine.model, engine.accelerator = model, Accelerator(cpu=True)
     engine._dist = DistributedBackend(engine.accelerator)

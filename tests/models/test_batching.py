@@ -61,7 +61,7 @@ def test_padding_and_positions():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=9).map(sorted))
 def test_no_slices_cost_less(lengths):
-    """Against every way to cut: the padded tokens, and so many more for each pass."""
+    """Compare the cost (padded tokens, and a fixed cost per pass) with that of every possible cut."""
 
     def cost(bounds):
         parts = [lengths[a:b] for a, b in itertools.pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""The decode loop, the sampler and the packed linear layers, each against the plain path."""
+"""The decode loop, the sampler and the packed linear layers, each compared with the plain path."""
 
 import copy
 from collections import Counter
@@ -67,7 +67,7 @@ def prompts(n=13, seed=0):
 
 
 def by_transformers(model, prompts, config):
-    """`generate` on the prompts padded on the left, cut behind the first end."""
+    """`generate` on left-padded prompts, cut after the first end-of-sequence token."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -306,7 +306,7 @@ def test_shares_are_the_probabilities(vocabulary, how):
 
 
 def test_the_draw_inverts_the_cumulative_distribution():
-    """Word v is picked exactly by the draws between the cumulative probabilities before and at it."""
+    """Token v is picked exactly by draws between the cumulative probabilities before and at it."""
     for vocabulary in (7, 5 * BLOCK + 3):
         logits_V = torch.randn(vocabulary, generator=torch.Generator().manual_seed(1))
         upto = logits_V.double().softmax(-1).cumsum(-1)

@@ -1,4 +1,4 @@
-"""The leak meter: what it sees, and what it must not."""
+"""The leak meter: what it finds, and what it must ignore."""
 
 import time
 

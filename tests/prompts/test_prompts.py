@@ -1,4 +1,4 @@
-"""What the student and the teacher are shown, the controls, and templates of one's own."""
+"""Prompts of student and teacher, controls, and custom templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The think-mask on real and on made tokenizers, against a plain implementation that decodes every prefix."""
+"""The think mask on real and synthetic tokenizers, compared with a plain implementation that decodes every prefix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CORPUS = [
 
 
 def byte_level(regex: bool, vocab_size: int, added: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """A byte-level BPE. Without the regex, merges run over word edges, so that tags share tokens with their text."""
+    """A byte-level BPE. Without the regex, merges cross word boundaries, so tags share tokens with other text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
     tokenizer.decoder = decoders.ByteLevel()

@@ -20,7 +20,7 @@ RESPONSES = 2_000
 
 
 def browser() -> tuple[str, str, str]:
-    """node, its modules and Chromium; skips where one of them is not there."""
+    """node, its modules and Chromium; skips if one is missing."""
     node = shutil.which("node")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     modules = os.environ.get("RGSD_NODE_MODULES", "")
@@ -35,7 +35,7 @@ def browser() -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, tokenizer):
-    """What Chromium sees of a report, a report of two runs, a token map, and a report of 2,000 responses."""
+    """Chromium's view of a report, a report of two runs, a token map, and a report of 2,000 responses."""
     node, modules, chromium = browser()
     folder = make_runs(tmp_path_factory.mktemp("browser"), tokenizer)
     base = f"{folder / 'rgsd'}:base"

@@ -1,4 +1,4 @@
-"""Charts: what is drawn stands where the numbers say, and odd numbers draw nothing odd."""
+"""Charts: marks lie where the numbers say, and odd numbers draw nothing odd."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""`rgsd explain`: its numbers are those of a plain computation, and it says what it cannot explain."""
+"""`rgsd explain`: its numbers equal a plain computation's, and errors say what it cannot explain."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def data_of(runs):
 
 
 def plain(model, tokenizer, prompt, ids):
-    """log-probabilities of every word at every response token, in float64, from one full forward pass."""
+    """Log-probabilities of the vocabulary at every response token, in float64, from one full forward pass."""
     prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     with torch.no_grad():
         logits = model(torch.tensor([prompt_ids + ids])).logits[0].double().numpy()

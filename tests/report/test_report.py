@@ -1,4 +1,4 @@
-"""`rgsd report`: its numbers are the run's, its page is inert and whole, and no state of a run breaks it."""
+"""`rgsd report`: its numbers are the run's, its page is inert and complete, and no state of a run breaks it."""
 
 import base64
 import hashlib
@@ -432,7 +432,7 @@ def test_roles_are_the_runs_own_whatever_the_arms_are_called(tmp_path):
 
 
 def test_a_run_with_a_trained_arm_alone_does_not_contradict_itself(tmp_path):
-    """As every arm of the laboratory is."""
+    """Like every arm of the lab."""
     folder = made(tmp_path / "r", arm_rows("trained", [0.7] * 12), roles={"base": "baseline", "trained": "trained"})
     found = read([str(folder)]).runs[0]
     assert [(a.role, a.gain) for a in found.arms] == [("trained", None)]

@@ -1,4 +1,4 @@
-"""Runs of `rgsd` in processes of their own that die where a test wants them to: by SIGKILL, inside a named call."""
+"""Runs `rgsd` in processes that die where a test wants: by SIGKILL, inside a named call."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _arm(place: str, nth: int, act: Any) -> None:
 
 
 def command(argv: list[str], place: str | None, nth: int, signal_number: int, output: str) -> int:
-    """The exit code of `rgsd` in this process, its output in a file; a signal comes at the nth call of a place."""
+    """Run `rgsd` in this process, output to a file, with a signal at the nth call of a place; returns the exit code."""
     sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -96,7 +96,7 @@ def _run(*args: Any) -> None:
 def run(
     argv: list[str], folder: Path, place: str | None = None, nth: int = 1, signal_number: int = signal.SIGKILL
 ) -> tuple[int, str]:
-    """The exit code (minus the signal's number, if one ended it) and what was printed."""
+    """The exit code (minus the signal's number, if one ended the process) and the output."""
     output = folder / "output.txt"
     output.unlink(missing_ok=True)
     process = CONTEXT.Process(target=_run, args=(argv, place, nth, signal_number, str(output)))
@@ -157,7 +157,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(run_folder: Path, last_step: int) -> dict[str, Any]:
-    """Everything a run leaves that must not depend on whether it was ever stopped."""
+    """Everything in a run's folder that must not depend on interruptions."""
     checkpoint = run_folder / f"checkpoint-{last_step}"
     tensors: dict[str, Any] = {}
     for file in [*run_folder.glob("model/*.safetensors"), *run_folder.glob("adapter/*.safetensors")]:
@@ -194,7 +194,7 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
 
 
 def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
-    """Bit for bit."""
+    """Compare bit for bit."""
     assert got["tensors"].keys() == want["tensors"].keys()
     for name, value in want["tensors"].items():
         other = got["tensors"][name]

@@ -1,4 +1,4 @@
-"""Real run folders for the report's tests: RGSD and GRPO on a tiny model, over data that try to break a page."""
+"""Real run folders for report tests: RGSD and GRPO on a tiny model, with data that try to break a page."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"qu
 
 
 def make_data(path: Path) -> Path:
-    """Ten prompts with checks; prompts and criteria hold markup."""
+    """Ten prompts with checks; prompts and criteria contain markup."""
     rows = [
         {
             "id": f"r{i}",

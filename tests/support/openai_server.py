@@ -98,7 +98,7 @@ _NOT_WHOLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong with one request.
+    """A fault of one request.
 
     Args:
         kind: one of `ALL_FAULTS`.
@@ -119,7 +119,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A good answer that is more than a text.
+    """A good answer that is more than text.
 
     Args:
         content: the text; None is sent as null.
@@ -140,7 +140,7 @@ class Reply:
 
 @dataclass(slots=True)
 class Record:
-    """One request to /chat/completions, and what became of it.
+    """One request to /chat/completions and its outcome.
 
     Args:
         position: of its arrival, from 0.
@@ -173,7 +173,7 @@ Script = Sequence["str | Fault | None"] | Callable[[int, dict[str, Any]], "str |
 
 @dataclass
 class OpenAIServer:
-    """See the module's text.
+    """The server; see the module docstring.
 
     Args:
         answer: the content of a good answer to a request.
@@ -217,7 +217,7 @@ class OpenAIServer:
 
     @property
     def url(self) -> str:
-        """The address that a client calls its base: ends in /v1."""
+        """The base URL for clients; ends in /v1."""
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> OpenAIServer:
@@ -227,7 +227,7 @@ class OpenAIServer:
         return self
 
     def close(self) -> None:
-        """Stop at once; hanging connections are reset. Raises the first error of `answer`, if there was one."""
+        """Stop at once and reset hanging connections. Raises the first error of `answer`, if any."""
         if not self._thread.is_alive():
             return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
@@ -244,24 +244,24 @@ class OpenAIServer:
         self.close()
 
     def records(self) -> list[Record]:
-        """The requests so far, in the order of their arrival; safe to call while they come."""
+        """The requests so far, in order of arrival; safe to call while more arrive."""
         with self._lock:
             return list(self.requests)
 
     def faults(self) -> list[str | None]:
-        """What went wrong with each request, in the order of their arrival."""
+        """The fault of each request, in order of arrival."""
         return [r.fault for r in self.records()]
 
     def good_replies(self) -> Counter[str]:
-        """By body: how often the answer itself was sent whole."""
+        """Per body: how often the complete answer was sent."""
         return Counter(r.key for r in self.records() if r.is_good)
 
     def whole_replies(self) -> Counter[str]:
-        """By body: how often a whole 200 chat completion was sent, whatever its content."""
+        """Per body: how often a complete 200 chat completion was sent, with any content."""
         return Counter(r.key for r in self.records() if r.is_whole)
 
     def bought_twice(self) -> list[Any]:
-        """The bodies of requests that were sent again after they had got a good reply."""
+        """The bodies of requests that were repeated after a good reply."""
         bodies = {r.key: r.body for r in self.records()}
         return [bodies[key] for key, n in self.good_replies().items() if n > 1]
 
@@ -293,7 +293,7 @@ class OpenAIServer:
             self._tasks.discard(task)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Read and answer one request; whether the connection is kept."""
+        """Read and answer one request; returns whether to keep the connection."""
         head = await reader.readuntil(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         method, target, _ = lines[0].split(" ", 2)
@@ -335,7 +335,7 @@ class OpenAIServer:
                 record.ended = time.monotonic()
 
     def _fault(self, record: Record) -> Fault | None:
-        """What goes wrong with this request."""
+        """The fault of this request."""
         seen = self._seen[record.key]
         self._seen[record.key] += 1
         chosen: str | Fault | None = None
@@ -356,7 +356,7 @@ class OpenAIServer:
     async def _replied(
         self, record: Record, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Answer, or do not; whether the connection is kept."""
+        """Answer or not; returns whether to keep the connection."""
         kind = fault.kind if fault else ""
         if self.api_key is not None and record.headers.get("authorization") != f"Bearer {self.api_key}":
             got = record.headers.get("authorization", "no key")
@@ -427,7 +427,7 @@ class OpenAIServer:
         return status
 
     def _payload(self, record: Record, kind: str) -> dict[str, Any]:
-        """The chat completion, with whatever is wrong in its content."""
+        """The chat completion, with the fault in its content if there is one."""
         given = self.answer(record.body)
         reply = given if isinstance(given, Reply) else Reply(given)
         content, finish_reason, refusal = reply.content, reply.finish_reason, reply.refusal
@@ -469,7 +469,7 @@ class OpenAIServer:
 
 
 def _key(body: Any) -> str:
-    """A digest of the body, but for the code that rgsd draws for each request to a judge."""
+    """A digest of the body without the random code that rgsd draws for each judge request."""
     text = json.dumps(body, sort_keys=True)
     if code := re.search(r"\[end of (?:response|claims) ([0-9a-f]{8})\]", text):
         text = text.replace(code[1], "")
@@ -477,7 +477,7 @@ def _key(body: Any) -> str:
 
 
 def asked_ids(request: dict[str, Any]) -> list[str]:
-    """The ids of the criteria (or claims) that a judge is asked about, in their order."""
+    """The ids of the criteria (or claims) in a judge request, in order."""
     user = request["messages"][1]["content"]
     return re.findall(r"^(?:Criterion )?([0-9a-f]{8}-\d+)[.:] ", user, re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Several processes over gloo, each forked from a server that has the libraries imported; and FSDP2 among them."""
+"""Several gloo processes, forked from a server with the libraries imported, with DDP or FSDP2."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 
 def fsdp_on_cpus() -> None:
-    """accelerate takes FSDP to be a matter of accelerators, and on CPUs falls back to DDP without a word. torch's FSDP2
+    """accelerate allows FSDP on accelerators only, and silently falls back to DDP on CPUs. torch's FSDP2
     itself runs on gloo, so let accelerate choose it."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -71,7 +71,7 @@ def _child(work: Callable[..., Any], rank: int, world: int, port: int, engine: s
 
 
 def _join(rank: int, world: int, port: int, engine: str) -> None:
-    """What a launcher tells a process."""
+    """The environment that a launcher sets for a process."""
     if world > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -89,7 +89,7 @@ def _join(rank: int, world: int, port: int, engine: str) -> None:
 def together(
     work: Callable[..., Any], out_dir: Path, world: int = 2, engine: str = "ddp", seconds: int = 120, **settings: Any
 ) -> list[Any]:
-    """What `work(**settings)` returned in each process."""
+    """The result of `work(**settings)` in each process."""
     out_dir.mkdir(parents=True, exist_ok=True)
     out, port = str(out_dir / f"{engine}{world}"), free_port()
     for old in out_dir.glob(f"{engine}{world}.*"):
@@ -156,7 +156,7 @@ def commands(
 
 
 def train(folder: str, steps: int = 2, resume: str | None = None, **settings: Any) -> dict[str, Any]:
-    """Train a tiny model; the first gradient, the weights after it, the logs and the teacher's average, all whole."""
+    """Train a tiny model; returns the first gradient, final weights, logs and teacher's average, all gathered."""
     from conftest import tiny_model
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -227,7 +227,7 @@ def _examples() -> list[Any]:
 
 
 def train_until_stopped(folder: str, **settings: Any) -> str:
-    """One process is told to stop; what both say."""
+    """Tell one process to stop; returns the output of both."""
     import signal
 
     from rgsd.errors import RGSDError
@@ -249,7 +249,7 @@ def train_until_stopped(folder: str, **settings: Any) -> str:
 
 
 def train_and_be_told_while_asking(folder: str, **settings: Any) -> str:
-    """The signal comes while this process asks the others whether they were told: it must not be forgotten."""
+    """A signal arrives while this process asks the others for theirs; it must not be lost."""
     import signal
 
     from accelerate import Accelerator
@@ -281,7 +281,7 @@ def train_and_be_told_while_asking(folder: str, **settings: Any) -> str:
 
 
 def train_into_nan(folder: str, **settings: Any) -> str:
-    """The loss of one process's rows is nan in the second step; what both say."""
+    """Make the loss of one process's rows NaN in the second step; returns the output of both."""
     from rgsd.errors import RGSDError
     from rgsd.training.trainer import RGSDTrainer
 
@@ -300,7 +300,7 @@ def train_into_nan(folder: str, **settings: Any) -> str:
 
 
 def train_with_an_engine_that_is_sent_merges(folder: str, **settings: Any) -> bool:
-    """Merged weights are sent by TRL's sync to vLLM. Whether each is the float32 merge, and the base weights stayed."""
+    """Sync merged weights to vLLM with TRL; returns whether each is the float32 merge and the base is unchanged."""
     from trl import DistillationTrainer
 
     from rgsd.models import adapters

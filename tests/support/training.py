@@ -32,14 +32,14 @@ def config(tmp_path, **kwargs):
 
 
 class Scripted(RGSDTrainer):
-    """The trainer with responses of known tokens and unequal lengths in place of sampling."""
+    """The trainer with scripted responses of unequal lengths instead of sampling."""
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, has_tool_images=False):
         return [[40 + (sum(p) + k) % 200 for k in range(2 + sum(p) % 7)] + [self.eos_token_ids[0]] for p in prompt_ids]
 
 
 def sync_of(trainer):
-    """TRL's weight sync to vLLM, with no vLLM behind it."""
+    """TRL's weight sync to vLLM, without vLLM."""
     sync = object.__new__(VLLMGeneration)
     sync.model, sync.accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
     sync._dist = trainer._dist

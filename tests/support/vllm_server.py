@@ -21,7 +21,7 @@ SERVER_INFO = {
 
 
 class FakeVLLM:
-    """Serves one model; notes every call, and every set of weights that it was given."""
+    """Serves one model; records every call and every set of weights that it receives."""
 
     def __init__(self, model: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""A resumed run keeps the settings that decide its weights; what may change is recorded with its step."""
+"""A resumed run keeps the settings that affect its weights; other changes are recorded with their step."""
 
 import json
 

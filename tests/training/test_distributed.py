@@ -1,4 +1,4 @@
-"""Two processes over gloo, under DDP and under FSDP2, give what one process gives on the same data."""
+"""Two gloo processes, under DDP and FSDP2, give the same results as one process on the same data."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_two_processes_give_the_gradient_and_the_weights_of_one(folder, engine, 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_process_without_a_token_in_the_loss_still_takes_part(folder, engine, lora):
-    """The second process's four prompts are the longer ones, and none of their tokens counts."""
+    """The second process has the four longer prompts, and none of their tokens is in the loss."""
     settings = {"lora": lora, "train_head": not lora, "tied": False, "empty_from": 38}
     (one,) = together(train, folder, world=1, folder=str(folder), **settings)
     two = together(train, folder, engine=engine, folder=str(folder), **settings)
@@ -87,7 +87,7 @@ def test_micro_batches_and_checkpointing_on_two_processes_change_nothing(folder,
 
 @pytest.mark.parametrize("engine", FSDP2)
 def test_rollouts_are_sampled_on_two_processes(folder, engine):
-    """Different prompts, responses that end at different lengths, and the same weights everywhere afterwards."""
+    """Processes have different prompts and responses of different lengths, and equal weights afterwards."""
     two = together(train, folder, engine=engine, folder=str(folder), sampled=True, lora=True, steps=3)
     for name, value in two[0]["weights"].items():
         assert torch.equal(value, two[1]["weights"][name]), name
@@ -137,7 +137,7 @@ MOVES = [
 @pytest.mark.parametrize("kind", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(("first", "then"), MOVES)
 def test_a_checkpoint_goes_on_under_another_number_of_processes(folder, tmp_path, kind, first, then):
-    """Responses are a function of the prompt here, so that the random numbers, which begin anew, do not matter."""
+    """Responses depend only on the prompt here, so it does not matter that random numbers start anew."""
     settings = {**RESUMED, **kind, "steps": 6}
     (want,) = together(train, tmp_path, world=1, folder=str(folder), output=str(tmp_path / "one"), **settings)
     run = {"folder": str(folder), "output": str(tmp_path / "run"), **settings}

@@ -1,4 +1,4 @@
-"""The divergence against METHOD's formulas, and the chunked path against the plain one: values and gradients."""
+"""The divergence against the paper's formulas, and the chunked path against the plain one: values and gradients."""
 
 import math
 
@@ -14,7 +14,7 @@ N, V, H = 11, 37, 8
 
 
 def by_hand(student, teacher, beta, clip, tau, temperature):
-    """One token, one word at a time, in Python floats."""
+    """One token and one vocabulary entry at a time, in Python floats."""
 
     def softmax(row):
         top = max(row)
@@ -191,7 +191,7 @@ def test_the_readings_of_the_clip_differ_where_the_teacher_disagrees_most():
 
 
 def test_never_more_than_a_chunk_of_logits():
-    """No tensor of the vocabulary's width and more than a chunk's rows is made, forward or backward."""
+    """Neither forward nor backward creates a tensor of vocabulary width with more rows than a chunk."""
     seen = []
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):

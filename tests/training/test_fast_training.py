@@ -1,4 +1,4 @@
-"""The trainer's fast paths against its plain ones: the same gradients, the precision that was asked for."""
+"""The trainer's fast paths against its plain ones: equal gradients, and the requested precision."""
 
 import copy
 

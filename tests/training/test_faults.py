@@ -1,4 +1,4 @@
-"""SIGTERM, losses that are no numbers, full disks and folders that cannot be written: a clear end, nothing lost."""
+"""SIGTERM, non-finite losses, full disks and read-only folders: a clear end, nothing lost."""
 
 import json
 import resource
@@ -55,7 +55,7 @@ def test_sigterm_in_the_last_step_ends_the_run_as_it_would_have(tmp_path, tokeni
 
 
 class Poisoned(Scripted):
-    """A loss of nan in the third step, for whichever rows hold a poisoned example; or a gradient of inf."""
+    """A NaN loss in the third step for rows with a poisoned example, or an infinite gradient."""
 
     poison, ids = "loss", ("e5",)
 
@@ -134,7 +134,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, tokenizer, exampl
 
 
 def _run_with_a_small_disk(argv, output, largest):
-    """No file may grow beyond `largest` bytes: to whoever writes, that looks as a full disk does."""
+    """Limit files to `largest` bytes, which looks like a full disk to the writer."""
     from support.killing import _run
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

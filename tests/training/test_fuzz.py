@@ -1,4 +1,4 @@
-"""Whatever a row holds, it is an example or a problem with a reason: never another exception. And odd inputs train."""
+"""Any row becomes an example or a problem with a reason, never another exception; and odd inputs train."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The GRPO arm: TRL's trainer as it is, the judge's score as reward, unscored responses left out of their group."""
+"""The GRPO baseline: TRL's trainer, the judge's score as reward, unscored responses left out of their group."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ from rgsd.training.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward
 
 
 class ScriptedJudge:
-    """Met by the response's length; every third response is unscored; each call costs a cent."""
+    """Verdicts depend on the response's length; every third response is unscored; each call costs a cent."""
 
     name = "scripted"
 
@@ -126,7 +126,7 @@ def test_one_response_a_prompt_is_refused(tmp_path):
 
 
 def tagged(tokenizer):
-    """The tokenizer with think tags that are special tokens, as Mistral's reasoning models have them."""
+    """The tokenizer with think tags as special tokens, like Mistral's reasoning models."""
     special = copy.deepcopy(tokenizer)
     special.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
     return special
@@ -146,7 +146,7 @@ def test_reasoning_between_special_tokens_is_taken_out_of_the_completions_ids(to
 
 
 def test_trl_hands_over_the_ids(tokenizer, tmp_path, examples):
-    """End to end: what is judged is decoded from the ids, special tags and all."""
+    """End to end: the judged text is decoded from the ids, including special tags."""
     special, judge = tagged(tokenizer), ScriptedJudge()
     close = special.convert_tokens_to_ids("[/THINK]")
 
@@ -169,7 +169,7 @@ def test_trl_hands_over_the_ids(tokenizer, tmp_path, examples):
 
 
 def test_the_leak_meter_knows_the_question_as_in_rgsd(examples):
-    """A user who asks for grading criteria is answered with them: no leak."""
+    """An answer to a question about grading criteria is no leak."""
     asking = dataclasses.replace(
         examples[0], messages=({"role": "user", "content": "What are the grading criteria for this essay?"},)
     )

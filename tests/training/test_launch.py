@@ -94,7 +94,7 @@ def test_deepspeed_that_is_missing_is_named(monkeypatch):
 
 
 def test_the_environment_that_accelerate_makes_of_fsdp2_is_the_one_the_tests_run_under():
-    """`processes.FSDP2` stands for it; were TRL's file to change, the tests of FSDP2 must follow."""
+    """`processes.FSDP2` copies TRL's file; if TRL changes it, update the FSDP2 tests."""
     from support.processes import FSDP2
 
     args = launch_command_parser().parse_args(["--config_file", str(config_file("fsdp2")), "--module", "rgsd"])
@@ -108,7 +108,7 @@ def test_the_environment_that_accelerate_makes_of_fsdp2_is_the_one_the_tests_run
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_deepspeeds_configurations_are_read(zero):
-    """As accelerate reads them for a launch; what they do is only run where DeepSpeed is installed."""
+    """As accelerate reads them for a launch; they run only if DeepSpeed is installed."""
     args = launch_command_parser().parse_args(["--config_file", str(config_file(zero)), "--module", "rgsd"])
     from accelerate.commands.launch import _validate_launch_command
 
@@ -129,7 +129,7 @@ def test_a_launched_process_reads_the_same_command_line_and_does_not_launch(tmp_
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_process_leaves_its_group_before_the_interpreter_ends(tmp_path, tokenizer, monkeypatch, fails):
-    """Gloo's threads, left alone, have ended finished runs with SIGABRT."""
+    """Without cleanup, gloo's threads have ended finished runs with SIGABRT."""
     import torch.distributed as dist
 
     from rgsd.errors import RunError

@@ -1,5 +1,5 @@
-"""Killed anywhere, a run goes on as if it had never stopped: the same bits in weights, optimizer, random numbers,
-average, logs and scores."""
+"""A run killed anywhere resumes as if it had never stopped: equal bits in weights, optimizer, random numbers, average,
+logs and scores."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory, tokenizer):
-    """A recipe and what its uninterrupted run leaves, for a kind of training; made once each."""
+    """A recipe and the results of its uninterrupted run, per kind of training; built once each."""
     made = {}
 
     def make(name, command="train", **settings):
@@ -44,7 +44,7 @@ def whole_runs(tmp_path_factory, tokenizer):
 
 
 def killed_and_resumed(argv, folder, kills, output_dir):
-    """The run after each kill in turn; every resume is the same command."""
+    """Kill the run at each place in turn; every resume is the same command."""
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [*argv, "--output_dir", str(output_dir), "--resume_from_checkpoint", "true"]
     for place, nth in kills:
@@ -122,7 +122,7 @@ def test_a_grpo_checkpoint_inside_a_rollouts_use_is_refused(tmp_path, tokenizer,
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_seconds(tmp_path, tokenizer):
-    """As a user meets them: real processes of `rgsd train`, killed after a time that nobody chose."""
+    """As in real life: processes of `rgsd train`, killed at random times."""
     recipe = make_world(tmp_path, tokenizer, **FULL, save_steps=1)
     base = [sys.executable, "-m", "rgsd", "train", "--config", str(recipe)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}

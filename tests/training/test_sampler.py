@@ -1,4 +1,4 @@
-"""The sampler and the loss: their log-probabilities agree, what sets them apart is said, and no checkpoint decides how
+"""The sampler and the loss: their log-probabilities agree, differences are reported, and no checkpoint changes how
 rollouts are sampled."""
 
 import pytest
@@ -60,7 +60,7 @@ def test_on_policy_settings_are_not_warned_of(tmp_path, tokenizer, examples, cap
 
 
 def test_vllms_log_probabilities_are_kept(tmp_path, tokenizer, examples):
-    """TRL asks for none and throws them away; here an engine gives -1 for every token, and None for one."""
+    """TRL requests none and discards them; this engine returns -1 for every token, and None for one."""
 
     class Engine:
         logprobs = None

@@ -105,7 +105,7 @@ def lora_products(model):
 
 
 def test_ema_of_lora_is_the_product_of_the_averages(tokenizer):
-    """By design, and said so in `teacher_update_rate`'s help: the average of the products would take a full matrix
+    """By design, as the help of `teacher_update_rate` says: the average of the products would take a full matrix
     a layer."""
     model = lora(tiny_model(tokenizer))
     teacher = Teacher(model, "ema", teacher_update_rate=0.5)

@@ -1,4 +1,4 @@
-"""The trainer: what reaches the loss, and that no split, merge, resume or teacher changes what it should not."""
+"""The trainer: what reaches the loss, and that splits, merges, resumes and teachers change nothing else."""
 
 import copy
 import json
@@ -51,7 +51,7 @@ def test_no_split_into_micro_batches_changes_the_gradient(tmp_path, tokenizer, e
 
 
 def test_the_loss_is_the_formula_over_the_response_tokens(tmp_path, tokenizer, examples):
-    """The logged loss equals the plain divergence, computed here from two full forward passes, prompt by prompt."""
+    """The logged loss equals the plain divergence, computed here prompt by prompt from two full forward passes."""
     trainer = scripted(tmp_path, tokenizer, examples[:4], max_steps=1, shuffle_dataset=False, beta=0.5)
     model = copy.deepcopy(trainer.model).eval()
     total, count = 0.0, 0
@@ -330,7 +330,7 @@ def same(a, b):
 
 
 def test_evaluation_between_steps_changes_no_weight(tmp_path, tokenizer, examples):
-    """Rollouts and dropout draw from torch's random numbers; what evaluation draws must not be missing from them."""
+    """Rollouts and dropout draw from torch's random numbers; evaluation must not consume any of them."""
 
     class Drawing(RGSDTrainer):
         def _rollouts(self, rows):  # some callback or dataset may well draw from these

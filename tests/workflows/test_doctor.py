@@ -1,4 +1,4 @@
-"""`rgsd doctor`: says what there is, hangs nowhere, and tells no key."""
+"""`rgsd doctor`: reports what is there, never hangs, and shows no key."""
 
 import json
 import socket
@@ -93,7 +93,7 @@ def test_keys_are_told_by_name_alone(monkeypatch, capsys):
 
 @pytest.fixture
 def silent_server():
-    """Accepts, and never says a word."""
+    """Accepts connections and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
     kept = []
 

@@ -72,7 +72,7 @@ def test_the_recipes_of_the_paper_are_its_four_models_and_its_settings():
 
 
 def test_the_architectures_have_the_published_numbers_of_parameters():
-    """Billions, from the models' own descriptions: 3.09, 7.61, 4.0, 8.2."""
+    """Billions of parameters, from the model cards: 3.09, 7.61, 4.0, 8.2."""
     found = [a.parameters / 1e9 for a in costs.PAPERS_MODELS.values()]
     assert found == pytest.approx([3.09, 7.61, 4.02, 8.19], abs=0.02)
 
@@ -142,7 +142,7 @@ TOLERANCE = 0.15
 
 
 def measure(folder, lora):
-    """Peak memory of a run of 3 steps in this process beyond what it had before, and the estimate; bytes."""
+    """Added peak memory of a run of 3 steps in this process, and the estimate; bytes."""
     import ctypes
     import gc
 

@@ -1,4 +1,4 @@
-"""`rgsd init`: what it writes is valid, trains, and replaces nothing unasked."""
+"""`rgsd init`: its files are valid and train, and it replaces nothing unasked."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path, capsys, taken):
 
 
 def test_the_three_commands_that_it_names_work(tmp_path, tokenizer, capsys, monkeypatch):
-    """As printed, with a model and a length that a unit test can afford."""
+    """The printed command, with a model and a length small enough for a unit test."""
     monkeypatch.chdir(tmp_path)
     tiny_model(tokenizer).save_pretrained("model")
     tokenizer.save_pretrained("model")

@@ -1,4 +1,4 @@
-"""What a run does with near-duplicates of held-out prompts."""
+"""A run's treatment of near-duplicates of held-out prompts."""
 
 from __future__ import annotations
 

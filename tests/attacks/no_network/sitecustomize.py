@@ -1,4 +1,4 @@
-"""On the path of a process: every look-up of a host and every connection is refused, and noted in NETWORK_LOG."""
+"""Refuses every host lookup and connection of a process with this folder on its path; logs them in NETWORK_LOG."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""`rgsd`, with the one line of TRL's client that asks for a CUDA device told that there is one."""
+"""Runs `rgsd`; TRL's client, which asks for a CUDA device in one place, is told that there is one."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""On the path of processes that tests launch: lets accelerate choose FSDP2 on CPUs (`processes.fsdp_on_cpus`)."""
+"""Lets accelerate choose FSDP2 on CPUs in launched processes (`processes.fsdp_on_cpus`)."""
 
 import os
 import sys

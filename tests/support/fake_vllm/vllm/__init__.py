@@ -1,4 +1,4 @@
-"""What TRL's client imports of vLLM, without vLLM: the trainer's end of the protocol over a store instead of NCCL."""
+"""The parts of vLLM that TRL's client imports: the trainer's end of the protocol, over a store instead of NCCL."""
 
 __version__ = "0.30.0"
 
