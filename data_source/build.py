@@ -1,20 +1,20 @@
-"""Builds the bundled prompts: src/rgsd/data/bundled/{medicine,science}.jsonl from the YAML files in this folder.
+"""Builds the bundled data, src/rgsd/data/bundled/{medicine,science}.jsonl, from the YAML files in this folder.
 
     python data_source/build.py           writes the two files
-    python data_source/build.py --check   exits 1 when they are not what the sources give
+    python data_source/build.py --check   exits with 1 if they do not match the sources
 
-`kinds.yaml` says what each kind of question calls for and what it penalises; `prompts/KIND.yaml` holds the prompts with
-their own facts and references. A rubric is its kind's criteria, then the prompt's facts, then the pitfalls.
+`kinds.yaml` defines what each kind of question wants and penalizes. `prompts/KIND.yaml` holds the prompts with their
+own facts and references. A rubric consists of its kind's criteria, the prompt's facts, and the pitfalls.
 
-A fact's check is written short and compiled to the check language of `rgsd.judges.checks`:
+The check of a fact is written in short form and compiled to the language of `rgsd.judges.checks`:
 
-    "cool & water|tap"       one sentence holds "cool" and "water" or "tap", with no negation before them
-    "!rub"                   one sentence holds "rub" after a negation ("do not rub")
+    "cool & water|tap"       one sentence contains "cool" and "water" or "tap", without a negation before them
+    "!rub"                   one sentence contains "rub" after a negation ("do not rub")
     "!(?:wait)|at once"      either "wait" after a negation, or "at once" without one
-    "{CALL}"                 a pattern that kinds.yaml names
-    "finished"               a check that needs more than that: see finished_checks.jsonl
+    "{CALL}"                 a pattern named in kinds.yaml
+    "finished"               a check too complex for this form, from finished_checks.jsonl
 
-Parts are regular expressions on whole words. Questions never count.
+Parts are regular expressions that match whole words. Questions never match.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TARGET = HERE.parent / "src" / "rgsd" / "data" / "bundled"
 DOMAINS = {"med": "medicine", "sci": "science"}
 
 IN_SENTENCE = r"(?:[^.!?\n]|\.\d)"  # a decimal point does not end a sentence
-REACH = "{0,400}"  # characters a part is looked for: without a bound, a text of one endless sentence takes seconds
+REACH = "{0,400}"  # search range in characters; without it, a text of one endless sentence takes seconds
 NEGATION = (
     r"\b(?:(?<!\()not?(?![,:;]| (?:only|just|less|fewer)\b)|never|none|nothing(?! (?:is|else is) wrong)|neither|nor|"
     r"without|cannot|avoid\w*|rather than|instead of|unlikely|\w+n't)\b"
 )
-# A check starts afresh at a new sentence or clause, so that a negation reaches no farther than it does in English.
+# A check starts anew at each sentence or clause, so a negation reaches no farther than it does in English.
 CLAUSE = (
     r"""(?:^|[.!?]["')*]*\s|;|\bbut\b|\b(?:if|when|until|unless|because|since|while)\b[^,.!?\n]{0,120},)"""
     rf"(?!{IN_SENTENCE}{REACH}\?)"
@@ -47,7 +47,7 @@ CLAUSE = (
 
 
 def alternatives(part: str) -> list[str]:
-    """The part cut at each `|` outside brackets."""
+    """Split a part at each `|` outside brackets."""
     pieces, depth = [""], 0
     for before, char in zip(" " + part, part, strict=False):
         depth += (char in "([" and before != "\\") - (char in ")]" and before != "\\")
@@ -59,7 +59,7 @@ def alternatives(part: str) -> list[str]:
 
 
 def sentence_part(part: str) -> str:
-    """A lookahead for one part of a fact: found without a negation before it, or after one where `!` says so."""
+    """A lookahead for one part of a fact: without a negation before it, or after one if marked with `!`."""
     plain, negated = [], []
     whole = part.startswith("!") and not part.startswith("!(")
     for piece in alternatives(part.removeprefix("!") if whole else part):
@@ -73,7 +73,7 @@ def sentence_part(part: str) -> str:
 
 
 def compiled(check: str, words: Mapping[str, str]) -> dict[str, Any]:
-    """A fact's check in the language of `rgsd.judges.checks`."""
+    """The check of a fact, in the language of `rgsd.judges.checks`."""
     for name, pattern in words.items():
         check = check.replace(f"{{{name}}}", pattern)
     return {"regex": CLAUSE + "".join(sentence_part(part.strip()) for part in re.split(r"\s&\s", check))}
@@ -81,7 +81,7 @@ def compiled(check: str, words: Mapping[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the rubrics are made of besides the prompts."""
+    """The sources of rubrics besides the prompts."""
 
     words: dict[str, str]
     forms: dict[str, dict[str, Any]]
@@ -89,14 +89,14 @@ class Sources:
     finished: dict[tuple[str, str], dict[str, Any]]
 
     def criterion(self, of: str, given: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
-        """A criterion of the prompt `of` alone."""
+        """A criterion that belongs to the prompt `of` only."""
         short = given["check"]
         check = self.finished[of, given["says"]] if short == "finished" else compiled(short, self.words)
         return {"criterion": given["says"], "weight": given["weight"], "tags": given.get("tags", tags), "check": check}
 
 
 def sources() -> Sources:
-    """kinds.yaml and finished_checks.jsonl."""
+    """Read kinds.yaml and finished_checks.jsonl."""
     kinds = yaml.safe_load((HERE / "kinds.yaml").read_text("utf-8"))
     lines = (HERE / "finished_checks.jsonl").read_text("utf-8").splitlines()
     finished = {(c["id"], c["criterion"]): c["check"] for c in map(json.loads, lines)}
@@ -104,7 +104,7 @@ def sources() -> Sources:
 
 
 def row(entry: dict[str, Any], kind: str, given: Sources) -> dict[str, Any]:
-    """One line of the JSONL: the kind's criteria, the prompt's own facts, then the pitfalls."""
+    """One row: the kind's criteria, the prompt's own facts, then the pitfalls."""
     of, forms = entry["id"], given.forms
     wants = [
         {"criterion": forms[f]["wanted"], "weight": weight, "tags": [forms[f]["tag"], f], "check": forms[f]["check"]}
@@ -127,7 +127,7 @@ def row(entry: dict[str, Any], kind: str, given: Sources) -> dict[str, Any]:
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """Domain -> its rows, in the order of their ids."""
+    """Domain -> its rows, sorted by id."""
     given = sources()
     built = [
         row(entry, kind, given)
@@ -139,7 +139,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def files() -> dict[Path, str]:
-    """The two files and what they should hold."""
+    """The two files and their contents."""
     return {
         TARGET / f"{domain}.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in of_domain)
         for domain, of_domain in rows().items()
@@ -147,11 +147,11 @@ def files() -> dict[Path, str]:
 
 
 def main(argv: list[str]) -> int:
-    """Write the files, or with --check say which ones are out of date."""
+    """Write the files, or list those that are out of date with --check."""
     stale = [path for path, text in files().items() if not path.exists() or path.read_text("utf-8") != text]
     if argv == ["--check"]:
         for path in stale:
-            print(f"{path.name} is not what data_source gives: run python data_source/build.py")
+            print(f"{path.name} does not match data_source: run python data_source/build.py")
         return 1 if stale else 0
     for path, text in files().items():
         path.write_text(text, "utf-8")

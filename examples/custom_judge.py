@@ -1,4 +1,4 @@
-"""A judge of your own: any object with `name`, `judge` and `judge_all`. This one counts how many words criterion and
+"""A custom judge: any object with `name`, `judge` and `judge_all`. This one counts the words that criterion and
 response share.
 
     rgsd eval nano --data bundled --max_prompts 4 --judge python:custom_judge:build   # with examples/ on PYTHONPATH
@@ -20,7 +20,7 @@ class OverlapJudge:
     """Calls a criterion met when the response contains enough of its longer words.
 
     Args:
-        share: least share of a criterion's words (five letters or more) that the response must contain.
+        share: Smallest share of a criterion's words (five letters or more) that the response must contain.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -28,7 +28,7 @@ class OverlapJudge:
             raise ValueError(f"share must be above 0 and at most 1, got {share}")
         self.share = share
         self.name = f"overlap ({share:g})"
-        # Part of the key under which verdicts are stored: verdicts of another setting are never reused.
+        # Part of the key of stored verdicts, so verdicts of other settings are never reused.
         self.identity = self.name
 
     def judge(self, example: Example, response: str) -> Judgement:
@@ -45,7 +45,7 @@ class OverlapJudge:
         return Judgement(verdicts)
 
     def judge_all(self, tasks: Sequence[Task], done: Callable[[int, Judgement], None] | None = None) -> list[Judgement]:
-        """The judgements of many responses, in order; `done` receives each as soon as it is there."""
+        """The judgements of many responses, in order; `done` receives each one as soon as it is ready."""
         judgements = []
         for i, (example, response) in enumerate(tasks):
             judgements.append(self.judge(example, response))
