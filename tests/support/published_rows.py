@@ -1,7 +1,4 @@
-"""One realistic row of each published schema, written for these tests; nobody's data.
-
-This folder has no __init__.py on purpose: as a package it would be called `datasets`, and hide the library's.
-"""
+"""One realistic row of each published schema, written for these tests; no dataset contains them."""
 
 from __future__ import annotations
 
