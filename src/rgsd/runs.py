@@ -14,6 +14,8 @@ RUN/
   explanations.jsonl  token maps that `rgsd explain --keep true` stored for the report
   adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
   checkpoint-N/    a checkpoint to resume from
+  control/         the run of the mismatched twin (`--control true`): the same recipe, with other prompts' rubrics
+  report.html      the page that `--report true` or `rgsd report` writes
 
 A run that replaces another one (`--overwrite`) leaves it in place until its own start has passed every check. It then
 moves the old run to RUN.replaced, and deletes it with its own first checkpoint or result. If it fails before that, the
@@ -53,15 +55,20 @@ JUDGE_REQUESTS = "judge-requests.jsonl"
 SET_ASIDE, REFERENCES = "set-aside.jsonl", "references.jsonl"
 LOCK = ".lock"
 ADAPTER, MODEL = "adapter", "model"
+TWIN, REPORT = "control", "report.html"
 
 _PARTIAL = ".partial"
 _OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
 """Files of a start that was killed before it wrote run.json."""
 
 BASELINE, CONDITIONED, TRAINED, CONTROL, CANDIDATE = "baseline", "conditioned", "trained", "control", "candidate"
+TRAINED_CONTROL = "trained control"
 """Roles of arms in run.json (`roles`: arm -> role). Baseline: what the others are compared with. Conditioned: the same
 model with the rubric or a reference in its prompt. Trained: the trained policy. Control: another prompt's rubric, or
-nothing in place of one. Candidate: any other model of an evaluation."""
+nothing in place of one. Candidate: any other model of an evaluation. Trained control: the policy of the mismatched
+twin, whose samples are in the run RUN/control."""
+CONTROL_ARM = "control"
+"""The name of the twin's policy in the tables of the run that it controls."""
 
 TRAINING_KINDS = ("rgsd", "grpo", "sft")
 """Kinds of runs that train, in run.json; the others evaluate."""
@@ -88,6 +95,11 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     replaced: Path | None = None
     waiting: dict[str, str] | None = None
+
+    @property
+    def twin(self) -> Path:
+        """Where the run of the mismatched twin is, if there is one."""
+        return self.folder / TWIN
 
     @property
     def roles(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ def run(command: Command, argv: Sequence[str]) -> int:
 
     from rgsd.evaluation.summaries import show_results
     from rgsd.progress import say
-    from rgsd.runs import RESULTS
+    from rgsd.runs import REPORT, RESULTS
     from rgsd.training.launch import leave_group
     from rgsd.workflows.train import train
 
@@ -73,6 +73,8 @@ def run(command: Command, argv: Sequence[str]) -> int:
     if results.is_file() and recipe.training.process_index == 0:
         show_results(json.loads(results.read_text("utf-8")))
     say(f"Run: {done.folder.resolve()}")
+    if recipe.evaluation.report and recipe.training.process_index == 0:
+        say(f"Report: {(done.folder / REPORT).resolve()}")
     return 0
 
 

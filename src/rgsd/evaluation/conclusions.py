@@ -84,6 +84,29 @@ def verdict_sentence(name: str, other: str, difference: Difference) -> str:
             return f"{name} against {other}: {conclusion}: {size}."
 
 
+def control_sentence(difference: Difference) -> str:
+    """What the right rubric added, as a sentence.
+
+    Args:
+        difference: The score of the policy trained on each prompt's own rubric minus that of its mismatched twin.
+    """
+    n = _parts(difference)[3]
+    size = f"{points(difference)}, {n:,} prompt{'' if n == 1 else 's'}"
+    against = "training on another prompt's rubric"
+    match conclude(difference):
+        case Conclusion.BETTER:
+            return f"The right rubric added to what {against} gives: {size}."
+        case Conclusion.WORSE:
+            return f"Training on the right rubric is worse than {against}: {size}."
+        case Conclusion.TOO_FEW as conclusion:
+            return (
+                f"The right rubric against {against}: {conclusion}: {size}; a verdict takes at least "
+                f"{LEAST_FOR_A_VERDICT}."
+            )
+        case _:
+            return f"Nothing shows that the right rubric added to what {against} gives: {size}."
+
+
 def describe(estimate: Mapping[str, Any]) -> str:
     """An estimate (its `asdict`) for a sentence: its value and interval, or why it is undefined."""
     if estimate["value"] is None:

@@ -30,6 +30,12 @@ class EvalConfig:
         "Let the base model write the references from the rubrics before training (privileged_context reference or "
         "both).",
     )
+    control: bool = setting(
+        False,
+        "Then train the mismatched twin into RUN/control: the same recipe, with another prompt's rubric for each "
+        "prompt. The table says what the right rubric added.",
+    )
+    report: bool = setting(False, "At the end write RUN/report.html, with the token map of one held-out prompt.")
     overwrite: bool = setting(False, "Replace the run in output_dir, if there is one.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 from rgsd.errors import DataError
-from rgsd.evaluation.conclusions import verdict_sentence
-from rgsd.evaluation.samples import CriterionVerdict, Sample
+from rgsd.evaluation.conclusions import control_sentence, verdict_sentence
+from rgsd.evaluation.samples import CriterionVerdict, Sample, read_samples
 from rgsd.evaluation.statistics import Interval, interval, ratio
 from rgsd.judges import ledger_usage
 from rgsd.progress import say
 from rgsd.rubrics import TAG_SCORINGS, Criterion, Rubric, Score, score
-from rgsd.runs import JUDGE_REQUESTS, RESULTS, TRAINED, TRAINING_KINDS, Run
+from rgsd.runs import CONTROL_ARM, JUDGE_REQUESTS, RESULTS, TRAINED, TRAINED_CONTROL, TRAINING_KINDS, Run
 
 MOST_TEXTS = 100
 """Recurring criteria that are listed one by one, the most frequent first."""
 MOST_PARTS = 16
 """Lines of the printed table of parts; results.json holds all of them."""
+TAG_GROUPS = ("content", "safety", "form", "pitfall")
+"""Tags that say what kind of criterion it is. Where the data have them, tables show these and leave finer tags out."""
+CONTROL_WORDS = "control: trained on another prompt's rubric"
+"""The twin's policy in tables."""
+MOST_PAIRS = 3
+"""Differences that the printed table by tag shows side by side."""
 _PROVENANCE = ("commit", "dirty", "train_fingerprint", "held_out_fingerprint", "model_fingerprint", "command")
 
 
@@ -243,32 +249,124 @@ def paired_difference(before: Sequence[Sample], after: Sequence[Sample], *, seed
     return interval(differences, seed=seed) if differences else None
 
 
+def gains_by_tag(before: Sequence[Sample], after: Sequence[Sample], *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """How much more of each tag's criteria `after` satisfies, over the criteria that were scored in both.
+
+    A pitfall is satisfied when the response avoids it, so that a gain is good for every tag.
+
+    Args:
+        before, after: Samples of the same prompts under the same judge.
+        seed: Seed of the bootstrap over prompts.
+
+    Returns:
+        By tag (`shown_tags` of them): value, low, high, n (prompts) and note of the difference, a share of the
+        criteria; `before` and `after` (shares satisfied); `n_criteria`.
+    """
+    earlier = {s.example_id: s for s in before}
+    pairs = [(earlier[s.example_id], s) for s in after if s.example_id in earlier]
+    moved: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for old, new in pairs:
+        by_tag: dict[str, tuple[list[float], list[float]]] = {}
+        for a, b in _same_criteria(old, new):
+            if a.satisfied is not None and b.satisfied is not None:
+                for tag in a.tags:
+                    olds, news = by_tag.setdefault(tag, ([], []))
+                    olds.append(a.satisfied)
+                    news.append(b.satisfied)
+        for tag, values in by_tag.items():
+            moved.setdefault(tag, []).append(values)
+    return {tag: _gain(moved[tag], seed) for tag in shown_tags(moved)}
+
+
+def _same_criteria(old: Sample, new: Sample) -> list[tuple[CriterionVerdict, CriterionVerdict]]:
+    """The verdicts on criteria that both samples have, matched by text, sign and occurrence."""
+    by_key: dict[tuple[str, bool], list[CriterionVerdict]] = {}
+    for v in old.verdicts:
+        by_key.setdefault((v.criterion, v.is_pitfall), []).append(v)
+    matched = []
+    for v in new.verdicts:
+        left = by_key.get((v.criterion, v.is_pitfall))
+        if left:
+            matched.append((left.pop(0), v))
+    return matched
+
+
+def _gain(by_prompt: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int) -> dict[str, Any]:
+    sizes = [len(olds) for olds, _ in by_prompt]
+    found = ratio([sum(news) - sum(olds) for olds, news in by_prompt], sizes, seed=seed)
+    n = sum(sizes)
+    shares = {name: sum(sum(values[at]) for values in by_prompt) / n for at, name in enumerate(("before", "after"))}
+    return {**asdict(found), **shares, "n_criteria": n}
+
+
+def shown_tags(tags: Iterable[str]) -> list[str]:
+    """The tags that tables show: the groups of `TAG_GROUPS` that the data have, else axes, else all of them."""
+    tags = set(tags)
+    groups = [tag for tag in TAG_GROUPS if tag in tags]
+    axes = sorted(tag for tag in tags if tag.startswith("axis:"))
+    return groups or axes or sorted(tags)
+
+
 # --- The table of a run ---------------------------------------------------------------------------------------------
 
 
 def results(
-    arms: Mapping[str, Sequence[Sample]], run: Run, seed: int, *, judge: str, baseline: str = "base"
+    arms: Mapping[str, Sequence[Sample]],
+    run: Run,
+    seed: int,
+    *,
+    judge: str,
+    baseline: str = "base",
+    control: Run | None = None,
 ) -> dict[str, Any]:
-    """The table of a run: one row per arm, paired differences to the baseline, and provenance."""
-    differences = {}
-    for arm, samples in arms.items():
-        difference = None if arm == baseline else paired_difference(arms[baseline], samples, seed=seed)
-        if difference is not None:
-            differences[f"{arm} - {baseline}"] = asdict(difference)
+    """The table of a run: one row per arm, paired differences to the baseline, and provenance.
+
+    Args:
+        arms: Each arm's samples.
+        run: The run.
+        seed: Seed of the bootstrap.
+        judge: Who judged.
+        baseline: The arm that the others are compared with.
+        control: The run of the mismatched twin. Its trained policy becomes the arm `control`, and the trained policy
+            is compared with it too.
+    """
+    arms = dict(arms)
+    usages = {arm: arm_usage(run, samples) for arm, samples in arms.items()}
+    twin = [] if control is None else control_samples(control, judge)
+    if control is not None and twin:
+        arms[CONTROL_ARM] = twin
+        usages[CONTROL_ARM] = arm_usage(control, [replace(s, arm="trained") for s in twin])
     roles = run.roles
+    trained = next((arm for arm in arms if roles.get(arm) == TRAINED), None)
+    pairs = [(arm, baseline) for arm in arms if arm != baseline and baseline in arms]
+    if twin and trained is not None:
+        pairs.append((trained, CONTROL_ARM))
+    differences, by_tag = {}, {}
+    for arm, other in pairs:
+        difference = paired_difference(arms[other], arms[arm], seed=seed)
+        if difference is not None:
+            differences[f"{arm} - {other}"] = asdict(difference)
+            by_tag[f"{arm} - {other}"] = gains_by_tag(arms[other], arms[arm], seed=seed)
     return {
         "kind": run.meta.get("kind"),
         "arms": [
-            summarise(samples, seed=seed) | {"role": roles.get(arm), "usage": arm_usage(run, samples)}
+            summarise(samples, seed=seed) | {"role": roles.get(arm), "usage": usages[arm]}
             for arm, samples in arms.items()
         ],
         "differences": differences,
+        "gains_by_tag": by_tag,
         "baseline": baseline,
         "met_by_tag": {arm: met_by_tag(samples) for arm, samples in arms.items()},
         "judge": judge,
         "seed": seed,
         "provenance": {name: run.meta.get(name) for name in _PROVENANCE},
     }
+
+
+def control_samples(control: Run, judge: str | None) -> list[Sample]:
+    """The samples of a mismatched twin's trained policy, as the arm `control` of the run that it controls."""
+    trained = control.arm_of(TRAINED)
+    return [replace(s, arm=CONTROL_ARM) for s in read_samples(control) if s.arm == trained and s.judge == judge]
 
 
 def show_results(table: Mapping[str, Any]) -> None:
@@ -281,7 +379,7 @@ def show_results(table: Mapping[str, Any]) -> None:
     for arm in table["arms"]:
         gain = table["differences"].get(f"{arm['arm']} - {baseline}")
         view.add_row(
-            arm["arm"],
+            arm_words(arm["arm"], arm.get("role")),
             *score_cells(arm["score"]),
             f"{gain['mean']:+.3f}" if gain else "",
             f"{gain['low']:+.3f} to {gain['high']:+.3f}" if gain else "",
@@ -289,13 +387,68 @@ def show_results(table: Mapping[str, Any]) -> None:
             f"{100 * arm['coverage']:.0f} %",
             tokens_cell(arm["mean_tokens"]),
         )
-    Console(width=110).print(view)
+    console = Console(width=118)
+    console.print(view)
     _show_parts(table["arms"])
+    pairs = _shown_pairs(table)
+    if any(len(gains) > 1 for gains in pairs.values()):
+        console.print(gains_view(pairs))
     _show_usage(table)
-    trained = next((a["arm"] for a in table["arms"] if a.get("role") == TRAINED), None)
+    trained = _arm_with(table, TRAINED)
     gain = table["differences"].get(f"{trained} - {baseline}") if table.get("kind") in TRAINING_KINDS else None
     if gain is not None:
         say(verdict_sentence(str(trained), baseline, gain))
+    added = table["differences"].get(f"{trained} - {_arm_with(table, TRAINED_CONTROL)}")
+    if added is not None:
+        say(control_sentence(added))
+
+
+def _arm_with(table: Mapping[str, Any], role: str) -> str | None:
+    return next((a["arm"] for a in table["arms"] if a.get("role") == role), None)
+
+
+def arm_words(arm: str, role: str | None) -> str:
+    """An arm's name in a table."""
+    return CONTROL_WORDS if role == TRAINED_CONTROL else arm
+
+
+def _shown_pairs(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The differences that the table by tag shows: in a training run what training did, else each of the first."""
+    gains = table.get("gains_by_tag") or {}
+    trained = _arm_with(table, TRAINED)
+    if table.get("kind") in TRAINING_KINDS and trained is not None:
+        gains = {pair: found for pair, found in gains.items() if pair.startswith(f"{trained} - ")}
+    return dict(list(gains.items())[:MOST_PAIRS])
+
+
+def gains_view(pairs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """Gains by criterion tag as a printed table.
+
+    Args:
+        pairs: "A - B" -> `gains_by_tag` of the two.
+    """
+    view = Table(title="Criteria satisfied, in points, by tag (a pitfall is satisfied when it is avoided)")
+    view.add_column("tag")
+    view.add_column("criteria", justify="right")
+    for pair in pairs:
+        for column in (pair.replace(" - ", " minus "), "95 % interval"):
+            view.add_column(column, justify="right")
+    tags = list(dict.fromkeys(tag for gains in pairs.values() for tag in gains))
+    for tag in tags[:MOST_PARTS]:
+        n = max(gains[tag]["n_criteria"] for gains in pairs.values() if tag in gains)
+        cells = [cell for gains in pairs.values() for cell in gain_cells(gains.get(tag))]
+        view.add_row(tag.removeprefix("axis:").replace("[", "\\["), f"{n:,}", *cells)
+    if len(tags) > MOST_PARTS:
+        view.caption = f"{len(tags) - MOST_PARTS} more in {RESULTS}"
+    return view
+
+
+def gain_cells(gain: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A gain by tag and its interval, in points, for a table."""
+    if gain is None or gain["value"] is None:
+        return "", ""
+    interval_cell = "" if gain["low"] is None else f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+    return f"{100 * gain['value']:+.1f}", interval_cell
 
 
 def score_cells(mean: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -309,21 +462,20 @@ def tokens_cell(mean_tokens: float | None) -> str:
 
 
 def _show_parts(arms: Sequence[Mapping[str, Any]]) -> None:
-    """Scores by axis (or criterion tag) and by domain, where there are several."""
-    for key, title in (("by_criterion_tag", "criterion tag"), ("by_domain", "domain")):
+    """Scores by axis and by domain, where there are several."""
+    for key, title in (("by_criterion_tag", "axis"), ("by_domain", "domain")):
         parts = {name for arm in arms for name in arm[key]}
-        axes = sorted(n for n in parts if n.startswith("axis:")) if key == "by_criterion_tag" else []
-        names = axes or sorted(parts)
+        names = sorted(n for n in parts if title == "domain" or n.startswith("axis:"))
         if len(names) < 2:
             continue
-        view = Table(title=f"Score by {'axis' if axes else title}")
-        view.add_column("axis" if axes else title)
+        view = Table(title=f"Score by {title}")
+        view.add_column(title)
         for arm in arms:
-            view.add_column(arm["arm"], justify="right")
+            view.add_column(arm_words(arm["arm"], arm.get("role")), justify="right")
         for name in names[:MOST_PARTS]:
             scores = [arm[key].get(name, {}).get("score") for arm in arms]
             view.add_row(name.removeprefix("axis:"), *(f"{s['mean']:.3f}" if s else "" for s in scores))
-        Console(width=110).print(view)
+        Console(width=118).print(view)
         if len(names) > MOST_PARTS:
             say(f"{len(names) - MOST_PARTS} more in {RESULTS}.")
 

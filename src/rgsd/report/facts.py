@@ -14,11 +14,13 @@ from typing import Any
 
 from rgsd.errors import RGSDError, RunError
 from rgsd.evaluation import compare
-from rgsd.evaluation.conclusions import Conclusion, conclude, points, verdict_sentence
+from rgsd.evaluation.conclusions import Conclusion, conclude, control_sentence, points, verdict_sentence
 from rgsd.evaluation.run_ref import RunRef
 from rgsd.evaluation.samples import Sample, by_arm, read_samples
 from rgsd.evaluation.summaries import (
     arm_usage,
+    control_samples,
+    gains_by_tag,
     mean_score,
     paired_difference,
     scored_shares,
@@ -32,11 +34,13 @@ from rgsd.runs import (
     CANDIDATE,
     CONDITIONED,
     METRICS,
+    RECORD,
     RESPONSES,
     RESULTS,
     ROLLOUTS,
     SAMPLES,
     TRAINED,
+    TRAINED_CONTROL,
     TRAINING_KINDS,
     Run,
     open_run,
@@ -132,6 +136,10 @@ class RunFacts:
         maps: its token maps.
         problems: what is missing or doubtful, in sentences.
         advice: what `rgsd gap` concluded.
+        added: the difference of the trained arm to the mismatched twin's: what the right rubric added; None without a
+            twin that was judged.
+        gains: gains by criterion tag (`rgsd.evaluation.summaries.gains_by_tag`) from baseline to the trained arm, and
+            from the twin's to it; empty where there is nothing to compare.
     """
 
     label: str
@@ -146,6 +154,8 @@ class RunFacts:
     maps: list[dict[str, Any]]
     problems: list[str]
     advice: list[str] = field(default_factory=list)
+    added: dict[str, Any] | None = None
+    gains: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def role(self, role: str) -> Arm | None:
         """The first arm with this role."""
@@ -202,6 +212,9 @@ def _run(label: str, run: Run) -> RunFacts:
     steps = _steps(run.read_lines(METRICS))
     kind = run.meta.get("kind") or _kind(settings, steps)
     arms = _arms(label, run, samples)
+    twin = _twin(run, problems)
+    if twin is not None:
+        arms += _twin_arms(label, run, twin, samples)
     facts = RunFacts(label, run, kind, judge, judges, arms, steps, Cost(), None, [], problems)
     facts.cost = _cost(facts)
     facts.maps = _maps(run.read_lines(TOKEN_MAPS))
@@ -213,6 +226,12 @@ def _run(label: str, run: Run) -> RunFacts:
     before, after = facts.role(BASELINE), facts.after
     if before and after:
         facts.change = compare.difference(before.samples, after.samples, seed=_seed(settings))
+        facts.gains["baseline"] = gains_by_tag(before.samples, after.samples, seed=_seed(settings))
+    control = facts.role(TRAINED_CONTROL)
+    if control and after:
+        added = paired_difference(control.samples, after.samples, seed=_seed(settings))
+        facts.added = None if added is None else asdict(added)
+        facts.gains["control"] = gains_by_tag(control.samples, after.samples, seed=_seed(settings))
     problems.extend(_missing(facts))
     return facts
 
@@ -260,6 +279,34 @@ def _arms(label: str, run: Run, samples: Sequence[Sample]) -> list[Arm]:
         against = by_name[baseline] if baseline is not None and name != baseline else None
         arms.append(_arm(label, own, against, roles.get(name, "other"), seed, arm_usage(run, own)))
     return arms
+
+
+def _twin(run: Run, problems: list[str]) -> Run | None:
+    """The run of the mismatched twin in a training run's folder, where it is finished."""
+    if not (run.twin / RECORD).is_file():
+        return None
+    twin = open_run(run.twin)
+    if run.meta.get("id") is None or twin.meta.get("control_of") != run.meta["id"]:
+        problems.append(f"The run in {run.twin} is not this run's control, and is left out.")
+        return None
+    if twin.meta.get("status") != "finished":
+        problems.append(
+            "The control is not finished, and is left out: `--resume_from_checkpoint true` goes on with it."
+        )
+        return None
+    return twin
+
+
+def _twin_arms(label: str, run: Run, twin: Run, samples: Sequence[Sample]) -> list[Arm]:
+    """The twin's policy as an arm of the run that it controls; none where the run's judge did not judge it."""
+    own = control_samples(twin, samples[0].judge) if samples else []
+    if not own:
+        return []
+    by_name = by_arm(samples)
+    baseline = run.arm_of(BASELINE, among=by_name)
+    against = None if baseline is None else by_name[baseline]
+    usage = arm_usage(twin, [s for s in read_samples(twin) if s.arm == twin.arm_of(TRAINED)])
+    return [_arm(label, own, against, TRAINED_CONTROL, _seed(run.settings or {}), usage)]
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -433,6 +480,8 @@ def verdict(facts: RunFacts) -> list[str]:
             said.append("Nothing was scored, so there is no result to show.")
         return said
     gain = after.gain
+    if facts.added is not None:
+        said.append(control_sentence(facts.added))
     said.append(verdict_sentence(after.name, before.name, gain))
     if shown and shown.gain:
         worth = f"The rubric in the prompt is worth {points(shown.gain)} to the untrained model"
@@ -458,10 +507,11 @@ def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
             "numbers say what this run added to it."
         )
     privileged_context = (facts.run.settings or {}).get("privileged_context", "rubric")
-    if facts.kind == "rgsd" and privileged_context == "rubric" and conclude(gain) is Conclusion.BETTER:
+    is_rubric = facts.kind == "rgsd" and privileged_context in ("rubric", "both")
+    if is_rubric and facts.added is None and conclude(gain) is Conclusion.BETTER:
         said.append(
-            "This run alone cannot say whether the right rubric mattered: the control with another prompt's rubric "
-            "(`--privileged_context mismatched`) does."
+            "This run alone cannot say whether the right rubric mattered: a control, trained on another prompt's "
+            "rubric, does (`--control true`)."
         )
     if facts.kind == "sft":
         said.append("This run is a control: it was fine-tuned on the responses of the model that sees the rubric.")

@@ -27,7 +27,7 @@ from rgsd.redaction import redact_known
 from rgsd.report import charts
 from rgsd.report.charts import Series, number
 from rgsd.report.facts import MOST_GROUPS, Arm, Facts, RunFacts, cost_sentence, verdict
-from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED, TRAINING_KINDS
+from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED, TRAINED_CONTROL, TRAINING_KINDS
 
 COLOURS = 8
 """Colours of the style sheet, c0 to c7."""
@@ -237,6 +237,7 @@ ROLE_WORDS = {
     CONDITIONED: "before training, with the rubric or reference in the prompt: what there is to learn",
     CONTROL: "before training, shown what the control's teacher is shown",
     TRAINED: "after training, the prompt alone",
+    TRAINED_CONTROL: "after training on another prompt's rubric for each prompt: the control",
 }
 
 
@@ -272,7 +273,7 @@ def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool)
     before, after = run.role(BASELINE), run.after
     # Of a conditioning gap, what the rubric in the prompt is worth is the result.
     headline = run.role(CONDITIONED) if run.kind == "gap" else after
-    headline_gain = headline.gain if headline else None
+    headline_gain = run.added or (headline.gain if headline else None)
     change = None
     if run.change and run.change["criteria"]["n"]:
         change = _change_view(run.change) | {"before": before, "after": after}
@@ -293,12 +294,26 @@ def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool)
         "settings": sorted((k, _setting_text(v)) for k, v in settings.items() if v is not None),
         "started": str(meta.get("started", ""))[:10],
         "gain": headline_gain,
+        "gains": _gains_view(run),
         "direction": _direction(headline_gain),
         "phases": [
             (name, seconds, 100 * seconds / max(1e-9, sum(run.cost.phases.values())))
             for name, seconds in run.cost.phases.items()
         ],
     }
+
+
+def _gains_view(run: RunFacts) -> list[dict[str, Any]]:
+    """A row a criterion tag: shares satisfied before and after, and the gains; none where there is one tag."""
+    tags = list(dict.fromkeys(tag for gains in run.gains.values() for tag in gains))
+    if len(tags) < 2:
+        return []
+    baseline, control = (run.gains.get(name, {}) for name in ("baseline", "control"))
+    found = []
+    for tag in tags[:MOST_GROUPS]:
+        gain, added = baseline.get(tag), control.get(tag)
+        found.append({"tag": tag.removeprefix("axis:"), "gain": gain, "added": added, "of": gain or added})
+    return found
 
 
 def _direction(gain: Mapping[str, Any] | None) -> str:
@@ -485,6 +500,8 @@ def as_json(facts: Facts) -> dict[str, Any]:
                 "sentences": verdict(r),
                 "problems": r.problems,
                 "cost": asdict(r.cost),
+                "added": r.added,
+                "gains_by_tag": r.gains,
                 "arms": [_arm_numbers(a) for a in r.arms],
             }
             for r in facts.runs

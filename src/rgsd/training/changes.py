@@ -25,7 +25,7 @@ FREE_PREFIXES = (
 FREE = frozenset(
     {
         "report_to", "run_name", "project", "disable_tqdm", "per_device_eval_batch_size", "do_eval", "evaluate",
-        "max_eval_prompts", "keep_rollouts", "log_completions", "trust_remote_code",
+        "max_eval_prompts", "keep_rollouts", "control", "report", "log_completions", "trust_remote_code",
         # The same numbers for less memory or in other pieces.
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "loss_chunk_tokens", "torch_empty_cache_steps",
         "dataset_num_proc", "vllm_gpu_memory_utilization", "vllm_group_port",

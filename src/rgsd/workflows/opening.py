@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from rgsd.errors import RunError
 from rgsd.progress import say
 from rgsd.redaction import without_credentials
@@ -14,6 +17,9 @@ from rgsd.runs import METRICS, RECORD, ROLLOUTS, Run, create_run, open_run
 from rgsd.training.changes import PROCESSES, Change, changes, recorded
 from rgsd.training.checkpoints import agree, checkpoints, step_of, trim_lines
 from rgsd.workflows.recipe import Recipe
+
+_LATER = frozenset({"control", "report"})
+"""Settings that change nothing in what a finished half has done."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,45 @@ def open_training_run(recipe: Recipe) -> OpenedRun:
     changed = changed_settings(recipe, folder) if resume and (folder / RECORD).is_file() else []
     run = create_run(folder, recipe.settings(), overwrite=recipe.evaluation.overwrite, resume=resume)
     return OpenedRun(run, changed)
+
+
+def is_half_finished(recipe: Recipe) -> bool:
+    """Whether a resumed recipe with a control, or its twin, is trained and evaluated already. Every process calls it.
+
+    Raises:
+        RunError: when a setting changed that a resumed run must keep.
+    """
+    if not recipe.training.resume_from_checkpoint:
+        return False
+    state = PartialState()
+    answer = [_is_half_finished(recipe) if state.is_main_process else False]
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    return answer[0]
+
+
+def _is_half_finished(recipe: Recipe) -> bool:
+    folder = Path(str(recipe.training.output_dir))
+    if not (folder / RECORD).is_file():
+        return False
+    meta = open_run(folder).meta
+    if not meta.get("half_finished", meta.get("status") == "finished"):
+        return False
+    return all(change.setting in _LATER for change in changed_settings(recipe, folder))
+
+
+def reopen_finished_half(recipe: Recipe) -> Run:
+    """The run of a half that `is_half_finished`, to write its results again."""
+    folder = Path(str(recipe.training.output_dir))
+    if not recipe.is_main:
+        return Run(folder, {}, recipe.settings())
+    opened = OpenedRun(create_run(folder, recipe.settings(), resume=True), changed_settings(recipe, folder))
+    opened.run.note(half_finished=True)
+    say(f"Trained and evaluated already: {folder}")
+    if opened.changes:
+        steps = [row["step"] for row in opened.run.read_lines(METRICS)]
+        opened.record_changes(max(steps, default=0))
+    return opened.run
 
 
 def changed_settings(recipe: Recipe, folder: Path) -> list[Change]:

@@ -6,10 +6,13 @@ evaluate the base policy, train, save (`saving.py`), evaluate the trained policy
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+
+import torch
 
 from rgsd import models
 from rgsd.data.config import load_split
@@ -17,25 +20,72 @@ from rgsd.evaluation.arms import evaluate_arm
 from rgsd.evaluation.responses import set_aside_stale
 from rgsd.evaluation.samples import Sample
 from rgsd.evaluation.summaries import results
-from rgsd.inference import TransformersGenerator
-from rgsd.judges import build_judge, try_out, unchecked
+from rgsd.inference import Conversation, TransformersGenerator
+from rgsd.judges import Judge, build_judge, try_out, unchecked
 from rgsd.progress import say
 from rgsd.prompts.messages import PromptSettings, teacher_prompts
 from rgsd.runs import RESULTS, Run
 from rgsd.training.checkpoints import step_of
 from rgsd.training.trainer import RGSDTrainer
-from rgsd.workflows.opening import checkpoint_to_resume, open_training_run
+from rgsd.workflows.control import check_control, reuse_base, twin_of, write_results
+from rgsd.workflows.opening import (
+    checkpoint_to_resume,
+    is_half_finished,
+    open_training_run,
+    reopen_finished_half,
+)
 from rgsd.workflows.recipe import Recipe
+from rgsd.workflows.reporting import write_report
 from rgsd.workflows.saving import save_policy
 from rgsd.workflows.setup import Job, Setup, set_up
 
 
 def train(recipe: Recipe) -> Run:
-    """Train according to the recipe and write the run's folder.
+    """Train according to the recipe and write the run's folder; with `control`, its twin's too (`control.py`).
 
     Raises:
         RGSDError: Before training, for anything that keeps the run from starting; the folder is then unchanged. During
             training, for anything that stops it; checkpoints and logs are kept.
+    """
+    twin = None
+    if recipe.evaluation.control:
+        check_control(recipe)
+        twin = twin_of(recipe)
+    judge = build_judge(recipe.judge)
+    if twin is not None and is_half_finished(recipe):
+        run = reopen_finished_half(recipe)
+    else:
+        run = _train_half(recipe, judge)
+    if twin is not None:
+        _train_twin(twin, run, judge)
+        if recipe.is_main:
+            write_results(run, judge.name, recipe.training.seed)
+    if recipe.is_main:
+        run.note(status="finished")
+        if recipe.evaluation.report:
+            write_report(run, trust_remote_code=recipe.training.trust_remote_code)
+    return run
+
+
+def _train_twin(twin: Recipe, right: Run, judge: Judge) -> None:
+    """Train and evaluate the mismatched twin, unless that is done."""
+    # The trainer's cycles hold the first half's model until they are collected.
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    say(f"Control: the same recipe with another prompt's rubric for each prompt, in {right.twin}")
+    run = reopen_finished_half(twin) if is_half_finished(twin) else _train_half(twin, judge, right)
+    if twin.is_main:
+        run.note(status="finished")
+
+
+def _train_half(recipe: Recipe, judge: Judge, right: Run | None = None) -> Run:
+    """Train one policy and evaluate it before and after.
+
+    Args:
+        recipe: of the run, or of its twin.
+        judge: scores the responses.
+        right: the run that a twin controls.
     """
     started = time.time()
     evaluation = recipe.evaluation
@@ -43,22 +93,24 @@ def train(recipe: Recipe) -> Run:
     opened = open_training_run(recipe)
     run, is_main = opened.run, recipe.is_main
     with _discarded_on_error(run, is_main):
-        judge = build_judge(recipe.judge)
         job = Job(recipe, opened, split, judge, is_evaluated=_can_evaluate(recipe, split.held_out))
-        if is_main and (job.is_evaluated or recipe.kind == "grpo"):
+        is_tried = right is not None and not right.meta.get("resumed")
+        if is_main and not is_tried and (job.is_evaluated or recipe.kind == "grpo"):
             try_out(judge)
         setup = set_up(job)
         if is_main:
             run.begin()
-            run.note(near_duplicates=split.near_duplicates)
+            run.note(near_duplicates=split.near_duplicates, half_finished=False)
+            if right is not None:
+                run.note(control_of=right.meta.get("id"))
             (run.folder / RESULTS).unlink(missing_ok=True)  # a resumed run's results are of an earlier policy
     with _discarded_on_error(run, is_main, only_if_replacing=True):
-        samples = _evaluate_base(job, setup) if job.is_evaluated and is_main else {}
+        samples = _evaluate_base(job, setup, right) if job.is_evaluated and is_main else {}
         trained = _train(job, setup)
         if is_main:
             _finish(job, setup, trained, samples)
     if is_main:
-        run.note(status="finished", seconds=round(time.time() - started, 1))
+        run.note(half_finished=True, seconds=round(time.time() - started, 1))
     return run
 
 
@@ -89,9 +141,14 @@ def _can_evaluate(recipe: Recipe, held_out: Any) -> bool:
     return bool(held_out)
 
 
-def _evaluate_base(job: Job, setup: Setup) -> dict[str, list[Sample]]:
-    """Score the base policy on the held-out prompts, alone and with the teacher's context."""
+def _evaluate_base(job: Job, setup: Setup, right: Run | None) -> dict[str, list[Sample]]:
+    """Score the base policy on the held-out prompts, alone and with the teacher's context. A twin takes the samples of
+    the run that it controls."""
     trainer, settings = setup.trainer, job.recipe.training.prompt_settings()
+    if right is not None:
+        keys = _generator(job, setup, trainer.model, setup.base_identity).keys(_prompts(job, setup))
+        samples = reuse_base(right, job.run, "base", job.split.held_out, keys, job.judge.name)
+        return {"base": samples} if samples else {}
     say(f"Before training, on {len(job.split.held_out)} held-out prompts")
     # RGSD's teacher is the base policy. GRPO and SFT train a new adapter, which adds nothing before its first step.
     with trainer.teacher.active() if isinstance(trainer, RGSDTrainer) else nullcontext():
@@ -131,24 +188,35 @@ def _finish(job: Job, setup: Setup, trained: Any, samples: dict[str, list[Sample
     weights = models.trained_identity(run.folder, setup.base_identity)
     policy = trained or models.load_trained(run.folder, trust_remote_code=args.trust_remote_code)[0]
     samples["trained"] = _evaluate(job, setup, "trained", policy, weights)
-    run.write(RESULTS, results(samples, run, args.seed, judge=job.judge.name))
+    baseline = next(iter(samples))
+    run.write(RESULTS, results(samples, run, args.seed, judge=job.judge.name, baseline=baseline))
 
 
 def _evaluate(
     job: Job, setup: Setup, arm: str, model: Any, weights: str, settings: PromptSettings | None = None
 ) -> list[Sample]:
     """Generate, judge and store the responses of one arm. With `settings`, the model reads the teacher's prompts."""
-    recipe, examples = job.recipe, job.split.held_out
-    prompts = teacher_prompts(examples, settings or PromptSettings(privileged_context="none"), setup.references)
-    sampling = recipe.sampling(recipe.evaluation.eval_max_new_tokens)
-    generator = TransformersGenerator(
+    generator = _generator(job, setup, model, weights)
+    think_tags = generator.sampling.think_tags
+    prompts = _prompts(job, setup, settings)
+    return evaluate_arm(job.run, arm, job.split.held_out, prompts, generator, job.judge, think_tags=think_tags)
+
+
+def _prompts(job: Job, setup: Setup, settings: PromptSettings | None = None) -> list[Conversation]:
+    """The held-out prompts; with `settings`, as the teacher reads them."""
+    settings = settings or PromptSettings(privileged_context="none")
+    return teacher_prompts(job.split.held_out, settings, setup.references)
+
+
+def _generator(job: Job, setup: Setup, model: Any, weights: str) -> TransformersGenerator:
+    recipe = job.recipe
+    return TransformersGenerator(
         model,
         setup.trainer.processing_class,
-        sampling,
+        recipe.sampling(recipe.evaluation.eval_max_new_tokens),
         batch_size=recipe.evaluation.eval_generation_batch_size,
         weights=weights,
     )
-    return evaluate_arm(job.run, arm, examples, prompts, generator, job.judge, think_tags=sampling.think_tags)
 
 
 __all__ = ["train"]

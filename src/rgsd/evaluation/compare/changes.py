@@ -10,7 +10,7 @@ from typing import Any
 from rgsd.evaluation.conclusions import conclude
 from rgsd.evaluation.samples import CriterionVerdict, Sample
 from rgsd.evaluation.statistics import holm, length_controlled, ratio, sign_test
-from rgsd.evaluation.summaries import MOST_TEXTS, paired_difference
+from rgsd.evaluation.summaries import MOST_TEXTS, gains_by_tag, paired_difference
 
 MOST_PROMPTS = 5
 """Prompts listed as most won, and as most lost."""
@@ -53,6 +53,7 @@ def difference(before: Sequence[Sample], after: Sequence[Sample], *, seed: int =
         "difference": None if score is None else asdict(score),
         "conclusion": str(conclude(score)),
         "criteria": tally(moved, seed=seed),
+        "gains_by_tag": gains_by_tag(before, after, seed=seed),
         "criteria_by_tag": _tallies(moved, lambda c: c.tags, seed, least_prompts=1),
         "criteria_by_text": _tallies(moved, lambda c: ((c.text, c.is_pitfall),), seed, least_prompts=2),
         "prompts": _prompts(before, after, moved),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rgsd.evaluation.conclusions import Conclusion, conclude, describe, is_shown, points, verdict_sentence
-from rgsd.evaluation.summaries import score_cells, tokens_cell
+from rgsd.evaluation.summaries import MOST_PAIRS, gains_view, score_cells, tokens_cell
 from rgsd.progress import say
 
 MOST_GROUPS = 8
@@ -140,6 +140,9 @@ def show(table: Mapping[str, Any]) -> None:
             f"{equal['value']:+.3f}" if equal and equal["value"] is not None else "",
         )
     console.print(view)
+    pairs = {f"{d['run']} - {d['against']}": d["gains_by_tag"] for d in table["differences"][:MOST_PAIRS]}
+    if any(len(gains) > 1 for gains in pairs.values()):
+        console.print(gains_view(pairs))
     for d in table["differences"]:
         for key, title in (("criteria_by_tag", "criterion tag"), ("criteria_by_text", "recurring criterion")):
             if any(g["won"] or g["lost"] for g in d[key]):

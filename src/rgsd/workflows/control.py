@@ -1,0 +1,116 @@
+"""The mismatched twin: the same recipe with another prompt's rubric for each prompt, trained into RUN/control.
+
+A gain alone does not show that the right rubric mattered: criteria that recur are learnt from any rubric. What the
+trained policy scores above its twin is what the right rubric added.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rgsd.errors import ConfigError
+from rgsd.evaluation.responses import stored_responses
+from rgsd.evaluation.samples import Sample, by_arm, read_samples
+from rgsd.evaluation.summaries import results
+from rgsd.inference import ResponseKey
+from rgsd.progress import say
+from rgsd.prompts.messages import SHOWS_RUBRIC
+from rgsd.rubrics import Example
+from rgsd.runs import CONTROL_ARM, RESPONSES, RESULTS, SAMPLES, SPLIT, TRAINED_CONTROL, TWIN, Run, open_run
+from rgsd.workflows.recipe import Recipe
+
+
+def check_control(recipe: Recipe) -> None:
+    """Refuse a control of a run that has nothing to control.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    remedy = "leave out --control"
+    if recipe.kind == "grpo":
+        raise ConfigError(f"control trains a twin whose teacher sees another prompt's rubric; GRPO has none: {remedy}")
+    context = recipe.training.prompt_settings().privileged_context
+    if context in ("mismatched", "none"):
+        raise ConfigError(
+            f"control compares the right rubric with another prompt's, but with privileged_context {context!r} the "
+            f"teacher does not see the right one: set --privileged_context rubric, or {remedy}"
+        )
+    if context not in SHOWS_RUBRIC:
+        raise ConfigError(
+            f"control compares the right rubric with another prompt's, but with privileged_context {context!r} the "
+            f"teacher sees no rubric: set --privileged_context rubric or both, or {remedy}"
+        )
+    if not recipe.evaluation.evaluate:
+        raise ConfigError(f"control needs the evaluation that evaluate=false switches off: set --evaluate, or {remedy}")
+
+
+def twin_of(recipe: Recipe) -> Recipe:
+    """The recipe of the twin. Make it before a trainer changes the recipe's settings."""
+    twin = copy.deepcopy(recipe)
+    training: Any = twin.training
+    training.output_dir = f"{recipe.training.output_dir}/{TWIN}"
+    training.privileged_context = "mismatched"
+    training.resume_from_checkpoint = True if training.resume_from_checkpoint else None
+    training.push_to_hub = False
+    if training.run_name:
+        training.run_name = f"{training.run_name}-{TWIN}"
+    # Another prompt's rubric is shown without a reference.
+    twin.evaluation.self_written_references = False
+    twin.evaluation.control = twin.evaluation.report = twin.evaluation.overwrite = False
+    return twin
+
+
+def reuse_base(
+    right: Run, twin: Run, arm: str, examples: Sequence[Example], keys: Sequence[ResponseKey], judge: str
+) -> list[Sample]:
+    """Copy the base policy's responses and samples from the run that the twin controls.
+
+    Args:
+        right: the run that the twin controls.
+        twin: the twin's run.
+        arm: the base policy's arm.
+        examples: the held-out examples.
+        keys: what each response depends on, in the order of the examples.
+        judge: whose samples.
+
+    Returns:
+        One sample per example; none when any response has another key, or was not judged.
+    """
+    wanted = {e.id: asdict(key) for e, key in zip(examples, keys, strict=True)}
+    responses = stored_responses(right, arm)
+    samples = {s.example_id: s for s in read_samples(right) if s.arm == arm and s.judge == judge}
+    if any(i not in samples or i not in responses or responses[i].key != key for i, key in wanted.items()):
+        say(
+            f"{arm} is left out of the control's evaluation: the run that it controls holds no samples of the same keys"
+        )
+        return []
+    there = stored_responses(twin, arm)
+    twin.append(RESPONSES, [responses[i].to_row() for i in wanted if i not in there])
+    judged = {s.example_id for s in read_samples(twin) if s.arm == arm and s.judge == judge}
+    twin.append(SAMPLES, [samples[i].to_row() for i in wanted if i not in judged])
+    return [samples[i] for i in wanted]
+
+
+def write_results(run: Run, judge: str, seed: int) -> None:
+    """Write the table of a run again, with its twin beside it. Reads both from their folders."""
+    twin = open_run(run.twin)
+    run.note(
+        roles=run.roles | {CONTROL_ARM: TRAINED_CONTROL},
+        control={"folder": TWIN, "id": twin.meta.get("id"), "status": twin.meta.get("status")},
+    )
+    order = {i: n for n, i in enumerate(_held_out(run.folder))}
+    samples = by_arm(s for s in read_samples(run) if s.judge == judge and s.example_id in order)
+    if "trained" not in samples:
+        return
+    # A run that was killed and went on holds its samples in another order than a run in one go.
+    arms = {arm: sorted(own, key=lambda s: order[s.example_id]) for arm, own in samples.items()}
+    run.write(RESULTS, results(arms, run, seed, judge=judge, control=twin))
+
+
+def _held_out(folder: Path) -> list[str]:
+    return json.loads((folder / SPLIT).read_text("utf-8"))["held_out"]
