@@ -210,6 +210,7 @@ def test_the_reports_first_sentence_says_what_the_right_rubric_added(world):
     assert facts.gains["control"] == table["gains_by_tag"]["trained - control"]
     assert facts.gains["baseline"] == table["gains_by_tag"]["trained - base"]
     first, second, *_ = verdict(facts)
+    assert facts.added is not None
     assert first == control_sentence(facts.added)
     assert second.startswith("trained against base")
     html = report_page(found)

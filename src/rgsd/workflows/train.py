@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -202,7 +202,7 @@ def _evaluate(
     return evaluate_arm(job.run, arm, job.split.held_out, prompts, generator, job.judge, think_tags=think_tags)
 
 
-def _prompts(job: Job, setup: Setup, settings: PromptSettings | None = None) -> list[Conversation]:
+def _prompts(job: Job, setup: Setup, settings: PromptSettings | None = None) -> Sequence[Conversation]:
     """The held-out prompts; with `settings`, as the teacher reads them."""
     settings = settings or PromptSettings(privileged_context="none")
     return teacher_prompts(job.split.held_out, settings, setup.references)
