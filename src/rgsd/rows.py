@@ -93,6 +93,7 @@ _RECORD: Fields = {
     "rollouts_per_step": (is_count, False),
     "versions": (is_object, False),
     "conditioned_responses": (is_object, False),
+    "recurrence": (is_object, False),
     "resumed": (is_list, False),
     "roles": (is_object, False),
     "kind": (is_text, False),
@@ -100,6 +101,7 @@ _RECORD: Fields = {
 }
 _ANCESTOR: Fields = dict.fromkeys(("run", "id", "kind", "weights"), (is_text, True))
 _CONDITIONED: Fields = {"n_sampled": (is_count, False), "n_tokens": (is_count, False)}
+_RECURRENCE: Fields = {"weight_share": (is_grade, False)}
 _SETTINGS: Fields = {
     "seed": (is_count, False),
     "per_device_train_batch_size": (is_count, False),
@@ -154,6 +156,7 @@ def check_record(meta: Any, settings: Any) -> None:
         if not is_object(ancestor):
             raise BadRow(f"run.json: lineage must be a list of objects, got {_shortened(ancestor)} in it")
         check(ancestor, _ANCESTOR, "run.json: lineage.")
+    check(meta.get("recurrence") or {}, _RECURRENCE, "run.json: recurrence.")
 
 
 def check(row: Mapping[str, Any], fields: Fields, prefix: str = "") -> None:

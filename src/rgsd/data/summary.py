@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rgsd.data.loading import LISTED_PROBLEMS, Loaded
-from rgsd.data.similarity import near_duplicates
+from rgsd.data.recurrence import in_words, recurrence
+from rgsd.data.similarity import NearDuplicates, near_duplicates
 from rgsd.data.splitting import deduplicate
 from rgsd.rubrics import Criterion, Example
 
@@ -25,6 +26,8 @@ def summarise(loaded: Loaded) -> dict[str, Any]:
     """
     examples = loaded.examples
     criteria = [criterion for example in examples for criterion in example.rubric]
+    distinct = deduplicate(examples).examples
+    groups = near_duplicates(distinct)
     return {
         "schema": loaded.schema,
         "files": list(loaded.files),
@@ -43,7 +46,8 @@ def summarise(loaded: Loaded) -> dict[str, Any]:
         "references": sum(e.reference is not None for e in examples),
         "domains": _counts((e.domain or "(none)" for e in examples), top=_TOP_DOMAINS),
         "duplicates": _duplicates(examples),
-        "near_duplicates": _near_duplicates(examples),
+        "near_duplicates": _near_duplicates(groups),
+        "recurrence": recurrence(distinct, groups).to_row(),
         "problems": {"count": len(loaded.problems), "first": [str(p) for p in loaded.problems[:LISTED_PROBLEMS]]},
     }
 
@@ -68,10 +72,12 @@ def describe(loaded: Loaded) -> str:
         ("domains", _named(summary["domains"])),
         ("duplicates", f"{duplicates['count']:,} prompts seen before{_among(duplicates['first_ids'])}"),
         ("near", _near_in_words(near)),
+        ("recurrence", in_words(summary["recurrence"])),
     ]
     text = [f"{name:<11} {value}" for name, value in lines if value]
     text += [f"left out: {item['id']}: {item['criterion']} ({item['why']})" for item in left_out["first"]]
     text += [f"near-duplicates ({', '.join(group['why'])}): {' | '.join(group['prompts'])}" for group in near["first"]]
+    text += [_recurring_line(criterion) for criterion in summary["recurrence"]["first"]]
     return "\n".join([*text, *(f"bad row: {problem}" for problem in summary["problems"]["first"])])
 
 
@@ -115,9 +121,8 @@ def _duplicates(examples: Sequence[Example]) -> dict[str, Any]:
     return {"count": len(dropped), "first_ids": [e.id for e in dropped[:_LISTED_IDS]]}
 
 
-def _near_duplicates(examples: Sequence[Example]) -> dict[str, Any]:
+def _near_duplicates(groups: Sequence[NearDuplicates]) -> dict[str, Any]:
     """Groups of prompts that a split keeps on one side; exact duplicates are counted elsewhere."""
-    groups = near_duplicates(deduplicate(examples).examples)
     return {
         "groups": len(groups),
         "prompts": sum(len(group.examples) for group in groups),
@@ -130,6 +135,12 @@ def _near_duplicates(examples: Sequence[Example]) -> dict[str, Any]:
 
 def _near_in_words(near: dict[str, Any]) -> str:
     return f"{near['groups']:,} groups of near-duplicates, {near['prompts']:,} prompts" if near["groups"] else ""
+
+
+def _recurring_line(criterion: dict[str, Any]) -> str:
+    sign = "pitfall" if criterion["is_pitfall"] else "criterion"
+    text = textwrap.shorten(criterion["criterion"], _LISTED_CHARACTERS, placeholder=" ...")
+    return f"recurring {sign}: {text} ({criterion['prompts']:,} prompts, {criterion['weight_share']:.1%} of the weight)"
 
 
 def _line(example: Example) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rgsd.data.recurrence import in_words
 from rgsd.errors import RGSDError, RunError
 from rgsd.evaluation import compare
 from rgsd.evaluation.conclusions import Conclusion, conclude, control_sentence, points, verdict_sentence
@@ -518,6 +519,8 @@ def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
     if facts.kind == "rgsd" and privileged_context in ("mismatched", "none"):
         shown = "another prompt's rubric" if privileged_context == "mismatched" else "no rubric"
         said.append(f"This run is a control: its teacher was shown {shown}.")
+    if recurring := in_words(facts.run.meta.get("recurrence") or {}):
+        said.append(f"Training data: {recurring}.")
     if facts.kind in TRAINING_KINDS:
         said.append("One run with one seed: the intervals are over prompts, not over repeated training.")
     if facts.judge == "checks":

@@ -16,6 +16,7 @@ import torch
 
 from rgsd import models
 from rgsd.data.config import load_split
+from rgsd.data.recurrence import in_words, recurrence
 from rgsd.evaluation.arms import evaluate_arm
 from rgsd.evaluation.responses import set_aside_stale
 from rgsd.evaluation.samples import Sample
@@ -100,7 +101,9 @@ def _train_half(recipe: Recipe, judge: Judge, right: Run | None = None) -> Run:
         setup = set_up(job)
         if is_main:
             run.begin()
-            run.note(near_duplicates=split.near_duplicates, half_finished=False)
+            recurring = recurrence(split.train).to_row()
+            say(f"Training data: {in_words(recurring)}")
+            run.note(near_duplicates=split.near_duplicates, recurrence=recurring, half_finished=False)
             if right is not None:
                 run.note(control_of=right.meta.get("id"))
             (run.folder / RESULTS).unlink(missing_ok=True)  # a resumed run's results are of an earlier policy
