@@ -2,8 +2,8 @@
 
 A criterion recurs if another prompt's rubric has it too, with the same sign and the same or nearly the same text. A
 model can learn such a criterion from any prompt's rubric, so gains on it do not show that the right rubric mattered.
-"Nearly the same" follows the rule for near-duplicate prompts (`close_texts.py`): one changed word makes a short criterion
-another criterion.
+"Nearly the same" follows the rule for near-duplicate prompts (`close_texts.py`): one changed word makes a short
+criterion another one.
 """
 
 from __future__ import annotations
