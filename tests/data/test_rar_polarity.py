@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from rgsd.data import SCHEMAS, Loaded, Where, describe, summarise
 from rgsd.data.schemas.fields import FieldError
-from rgsd.data.schemas.polarity import Row, decide, read
+from rgsd.data.schemas.polarity import Row, decide
+from rgsd.data.schemas.polarity_wording import read
 
 AVOID = """
 The response should avoid rounding intermediate values too early, as this can lead to errors.
@@ -134,6 +136,25 @@ def test_few_of_the_second_table_are_left_out():
     assert sum(outcome(*row) == "left out" for row in SECOND) <= 8
     asked = [row for row in SECOND if row[0] == "commit" and row[2].startswith("Does not mention")]
     assert sum(outcome(*row) == "right" for row in asked) >= 0.8 * len(asked)
+
+
+THIRD = table("polarity_table_3.txt")
+"""After the published patterns, labelled before the rules ran on them; the last part is written against the rules."""
+
+
+@pytest.mark.parametrize(("label", "title", "text", "wanted"), THIRD)
+def test_the_third_table_has_no_inversion(label, title, text, wanted):
+    assert outcome(label, title, text, wanted) != "inverted"
+
+
+def test_few_of_the_third_table_are_left_out():
+    assert sum(outcome(*row) == "left out" for row in THIRD) <= 15
+
+
+def test_the_third_table_is_of_use():
+    labels = Counter(row[0] for row in THIRD)
+    assert len(THIRD) >= 190
+    assert min(labels["avoid"], labels["commit"]) >= 60
 
 
 def parsed(*pitfalls: tuple[str, str], reference: str = "Soap."):
