@@ -112,7 +112,7 @@ def test_a_form_is_wanted_about_as_much_as_it_is_penalised(examples):
     balance: dict[str, float] = defaultdict(float)
     for c in (c for e in examples for c in e.rubric if c.tags[1] not in ("own", "emergency-call", "claim")):
         balance[c.tags[1]] += c.weight
-    # Summed over all prompts: no form pays more than 0.25 points a prompt where it is done everywhere.
+    # Over all prompts, no form gains more than 0.25 points per prompt if a policy always uses it.
     assert all(abs(weight) / len(examples) < 0.25 for weight in balance.values()), dict(balance)
 
 

@@ -206,7 +206,7 @@ def test_training_gone_on_with_reports_the_policy_that_it_ended_with(world, caps
     assert main([*recipe, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 0
     said = capsys.readouterr().out
     assert "trained: set aside 4 stored responses and 4 samples" in said
-    assert "base: set aside" not in said  # the base is what it was: neither generated nor judged again
+    assert "base: set aside" not in said  # the base has not changed: neither generated nor judged again
     assert said.count("base: responses: 4/4") == 1
     evaluated = world / "eval"
     assert main(["eval", str(world / "run"), "--output_dir", str(evaluated), "--max_new_tokens", "8"]) == 0

@@ -72,7 +72,7 @@ def test_rollouts_come_from_a_server_that_has_the_students_weights(tmp_path, tok
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3]
     assert rows[0]["response_length"] == 6
-    if kind == "full":  # what was sent last is what the checkpoint before the last step would hold: all of it trained
+    if kind == "full":  # the last sync sends the weights before the last step, all of them trained
         assert load_file(tmp_path / "run" / "checkpoint-3" / "model.safetensors").keys() <= server.updates[2].keys() | {
             "lm_head.weight"
         }

@@ -210,7 +210,7 @@ def test_retry_after_holds_everybody_back(judge):
         assert [met(j) for j in found] == [truth(i) for i in range(30)]
         times = sorted(r.at for r in server.records())
         gaps = [b - a for a, b in pairwise(times)]
-        assert max(gaps) >= 0.5  # nobody asked in between
+        assert max(gaps) >= 0.5  # no request in between
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_a_test_call_ends_it_at_once_with_the_servers_reason(judge, fault, lazil
         with pytest.raises(JudgeError):
             one.judge_all(tasks(20)) if lazily else one.test_call()
         assert time.monotonic() - start < 20
-        assert len(server.records()) == (3 if fault == "500" else 1)  # what no other try cures is not tried again
+        assert len(server.records()) == (3 if fault == "500" else 1)  # final errors are not retried
 
 
 def test_a_test_call_finds_a_closed_port_and_a_missing_key(tmp_path, monkeypatch):
@@ -514,7 +514,7 @@ def test_a_test_call_finds_a_closed_port_and_a_missing_key(tmp_path, monkeypatch
 def test_a_test_call_is_counted_and_none_is_sent_when_the_cache_has_all(judge):
     def greets(request):
         is_test = "Says hello." in request["messages"][1]["content"]
-        return "Yes." if is_test else answer(request)  # what it says does not matter: it answers
+        return "Yes." if is_test else answer(request)  # any answer passes the test call
 
     with OpenAIServer(greets) as server:
         one = judge(server)

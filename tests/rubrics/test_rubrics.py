@@ -69,7 +69,7 @@ def test_only_healthbenchs_mean_is_clipped():
 
 def test_unscored_is_never_false_or_zero():
     got = score(SIGNED, [YES, UNSCORED, UNSCORED])
-    assert got.value == 1.0  # neither the points nor the pitfall of what was not judged
+    assert got.value == 1.0  # unscored criteria count neither as points nor as pitfalls
     assert got.coverage == pytest.approx(1 / 3)
     assert score(SIGNED, [UNSCORED] * 3).value is None
     with pytest.raises(DataError, match="no value"):

@@ -67,7 +67,7 @@ def _child(work: Callable[..., Any], rank: int, world: int, port: int, engine: s
         sys.stdout.flush()
         os._exit(1)
     sys.stdout.flush()
-    os._exit(0)  # what the group still wants to tell at exit is of no interest
+    os._exit(0)  # skip the process group's shutdown messages
 
 
 def _join(rank: int, world: int, port: int, engine: str) -> None:

@@ -102,7 +102,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_before_the_weights_are_touch
     message = str(raised.value)
     assert message.startswith(f"step 3: {'the loss is nan' if poison == 'loss' else 'the norm of the gradient is'}")
     assert "e5" in message
-    assert ("e0" in message) == (poison == "gradient")  # of a loss, only the micro-batch that has it is named
+    assert ("e0" in message) == (poison == "gradient")  # for a loss, the message names only its micro-batch
     assert "The last whole checkpoint is checkpoint-2." in message
     assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-1"]
     kept = load_file(tmp_path / "checkpoint-2" / "model.safetensors")

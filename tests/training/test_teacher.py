@@ -141,4 +141,4 @@ def test_at_training_rates_it_is_near_the_average_of_the_products(tokenizer):
     between = max(float((factors[n] - d).norm() / d.norm()) for n, d in exact.items())
     behind = min(float((student[n] - d).norm() / d.norm()) for n, d in exact.items())
     assert between < 0.02
-    assert behind > 10 * between  # what the average is for is larger than what is neglected
+    assert behind > 10 * between  # the lag of the average far exceeds the neglected difference

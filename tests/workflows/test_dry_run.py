@@ -189,8 +189,8 @@ def measure(folder, lora):
         trainer.train()
         return trainer
 
-    ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once
-    run(small(shape))  # what is imported, compiled and cached by a first run is not the model's
+    ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: freed memory returns to the system at once
+    run(small(shape))  # warm up: imports, compilation and caches are not the model's memory
     gc.collect()
     # The estimate is of an accelerator, which takes all of a chunk and of a micro-batch at once.
     divergence.BLOCK_ELEMENTS, divergence.CPU_CHUNK_ELEMENTS = 1 << 40, divergence.CHUNK_ELEMENTS
@@ -242,4 +242,4 @@ def test_one_response_costs_less_than_sixteen_and_no_judge_costs_nothing():
     single = costs.run_cost(shape, work, hardware, 1, method="rgsd")
     assert (
         1 < single["seconds rollout"] / rgsd["seconds rollout"] < 1.5
-    )  # reading the weights takes as long for 8 as for 64
+    )  # reading the weights takes as long for 8 sequences as for 64
