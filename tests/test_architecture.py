@@ -171,8 +171,8 @@ def test_importing_rgsd_is_cheap():
 # --- TRL's private members
 
 # Every private member of TRL's trainers that rgsd reads, writes or overrides, by file. A TRL release may change any of
-# them, so review this list at each upgrade. training/trainer.py has the members that RGSD needs. training/checkpoints.py
-# has those of TRL's log, sampler and saving, for all three trainers.
+# them, so review this list at each upgrade. training/trainer.py has the members that RGSD needs.
+# training/checkpoints.py has those of TRL's log, sampler and saving, for all three trainers.
 TOUCHED = {
     "training/grpo.py": {"_generate_single_turn"},  # samples without the checkpoint's generation_config
     "training/trainer.py": {
