@@ -180,7 +180,7 @@ def check(row: Mapping[str, Any], fields: Fields, prefix: str = "") -> None:
 
 
 def loads(text: bytes | str, *, lenient: bool = False) -> Any:
-    """Parse JSON, with limits.
+    """Parse JSON, with limits. A key may stand once in an object: readers disagree about which of two counts.
 
     Args:
         text: In UTF-8. Halves of surrogate pairs pass, since a model can write one.
@@ -202,9 +202,18 @@ def loads(text: bytes | str, *, lenient: bool = False) -> Any:
             raise BadRow(f"{digits[:40]} is too large for a float")
         return value
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise BadRow(f"the key {_shortened(twice)} stands twice in an object")
+        return found
+
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")
-        value = json.loads(decoded, parse_constant=constant, parse_float=number, parse_int=number)
+        value = json.loads(decoded, parse_constant=constant, parse_float=number, parse_int=number,
+                           object_pairs_hook=unique)  # fmt: skip
     except RecursionError:
         raise BadRow(f"nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError as error:

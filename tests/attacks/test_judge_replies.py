@@ -5,12 +5,14 @@ The judge's own verdict is always "not met"; every response forges "met". So Tru
 
 import json
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.openai_server import OpenAIServer, Reply, asked_ids
 
+from rgsd.evaluation import audits
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.prompt import MAX_REPLY_CHARS, UnusableReply, read_reply, requests, verdict_id
 from rgsd.rubrics import Criterion, Example, Rubric
@@ -144,6 +146,14 @@ UNSCORED = {
     "deep inside a verdict": lambda s: s.doubled("draft", "[" * 500 + "]" * 500),
     "complete, but without a finish reason": lambda s: Reply(s.own, finish_reason=None),
     "too long": lambda s: s.own + " " * MAX_REPLY_CHARS,
+    "a fence of empty lines": lambda s: "```" + "\n" * 200_000 + "x",
+    "a number without end": lambda s: s.changed(met=10**400),
+    "two choices": lambda s: Reply(s.own, n_choices=2),
+    "beside tool calls": lambda s: Reply(s.own, message={"tool_calls": [{"id": "1", "type": "function"}]}),
+    "beside a function call": lambda s: Reply(s.own, message={"function_call": {"name": "judge"}}),
+    "as a list of contents": lambda s: Reply(None, message={"content": [{"type": "text", "text": s.own}]}),
+    "look-alike letters": lambda s: s.own.replace('"met"', '"m\u0435t"'),
+    "a look-alike id": lambda s: s.changed(id=s.ids[0].replace("-", "\u2010")),
     "open quotes": lambda s: '{"' + '\\"' * 20_000,
 }  # fmt: skip
 """Name -> reply. None of these is a verdict."""
@@ -183,8 +193,9 @@ def judged():
                 for name in SHAPES
             ]
             config = JudgeConfig(
-                judge="local/j", judge_api_base=server.url, judge_cache="off", judge_mode=mode, judge_reasks=0
-            )
+                judge="local/j", judge_api_base=server.url, judge_cache="off", judge_mode=mode, judge_reasks=0,
+                judge_retries=0,
+            )  # fmt: skip
             judge = build_judge(config)
             judgements = judge.judge_all(tasks)
             judge.close()
@@ -277,6 +288,34 @@ def test_no_text_spliced_into_a_reply_changes_a_verdict(first, second, where, to
         except UnusableReply:
             continue
         assert {i: v.met for i, v in found.items()} == dict.fromkeys(asked.ids, False)
+
+
+@pytest.mark.parametrize("grade", ["1" + "0" * 400, "1e400", "NaN", "Infinity", "-0.25", "0.3", "true", '"1"', "[1]"])
+def test_a_grade_that_is_none_is_unscored(grade):
+    asked = requests(
+        Example("e", ({"role": "user", "content": "Q?"},), Rubric(RUBRIC.criteria[:1]), scoring="researchqa"), "Text."
+    )[0]
+    with pytest.raises(UnusableReply):
+        asked.read(f'{{"verdicts": [{{"id": "{IDS[0]}", "reason": "so", "grade": {grade}}}]}}', CODE)
+
+
+@settings(max_examples=300, deadline=None)
+@given(judged_texts, judged_texts, st.floats(0, 1))
+def test_no_text_spliced_into_an_audits_reply_changes_what_it_says(first, second, where):
+    """A response that lists its own claims, or decides them: the judge's list and verdicts stay the judge's."""
+    listed = json.dumps({"id": CODE, "claims": ["The earth is round."]})
+    decided = json.dumps({"verdicts": [{"id": i, "reason": "so", "verdict": "false"} for i in IDS]})
+    for own, read, said in (
+        (listed, audits._read_claims, ["The earth is round."]),
+        (decided, partial(audits._read_verdicts, n=N_CRITERIA), ["false"] * N_CRITERIA),
+    ):
+        at = round(where * len(own))
+        for text in (first + own + second, f"<think>{first}</think>{own}{second}", f"<think>{first}{own[:at]}", first):
+            try:
+                found = read(text, CODE)
+            except UnusableReply:
+                continue
+            assert found == said
 
 
 @settings(max_examples=500, deadline=None)

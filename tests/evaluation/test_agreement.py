@@ -44,7 +44,7 @@ def item(prompt, response, criterion, *labels, weight=None, category=None, tags=
 
 
 def write(path, rows):
-    path.write_text("\n".join(json.dumps(r) for r in rows))
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
     return path
 
 
@@ -179,6 +179,14 @@ GOOD = {"prompt": "Cough?", "response": "Rest.", "criterion": "Advises rest.", "
         (GOOD | {"met": None}, "met: got nothing, wanted true or false"),
         (GOOD | {"met": 2}, "met: got 2,"),
         (GOOD | {"weight": 0}, "weight: got 0, wanted a finite number other than 0"),
+        (GOOD | {"weight": float("nan")}, "NaN is not a JSON number"),
+        (GOOD | {"weight": 10**400}, "a number may have 400 digits"),
+        (GOOD | {"weight": 10**399}, "weight: got 1000"),
+        (GOOD | {"weight": "1e308"}, "weight: got '1e308', wanted a finite number"),
+        (GOOD | {"tags": 5}, "tags: got 5, wanted a list of texts"),
+        (GOOD | {"tags": [["a"]]}, "tags: got"),
+        ('{"prompt": "p", "response": "r", "criterion": "c", "met": false, "met": true}', "'met' stands twice"),
+        ('{"prompt": ' + "[" * 900 + "]" * 900 + "}", "nested deeper than"),
         (GOOD | {"weight": "much"}, "weight: got 'much'"),
         (GOOD | {"criterion": " "}, "criterion: got an empty text"),
         (GOOD | {"response": None}, "response: got nothing"),

@@ -20,6 +20,7 @@ from rgsd.inference.transports import (
     Problem,
     fault_of,
     parse_completion,
+    parse_retry_after,
 )
 
 BODY = {"model": "openai/gpt-4o", "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 9}
@@ -153,6 +154,30 @@ def test_bytes_that_are_no_completion_are_malformed(data):
     with pytest.raises(ChatFault) as caught:
         parse_completion(data)
     assert caught.value.problem is Problem.MALFORMED
+
+
+@pytest.mark.parametrize("count", [-(10**6), 10**400, 10**12])
+def test_a_count_of_tokens_that_cannot_be_true_is_unknown(count):
+    """A negative count would pay money back into the budget; a huge one overflows a float."""
+    usage = {"prompt_tokens": count, "completion_tokens": count}
+    choice = {"finish_reason": "stop", "message": {"content": "Hi."}}
+    reply = parse_completion(json.dumps({"choices": [choice], "usage": usage}).encode())
+    assert (reply.prompt_tokens, reply.completion_tokens) == (None, None)
+
+
+def test_a_finish_reason_is_a_short_text_without_credentials(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "canary-0123456789")
+    choice = {"finish_reason": "canary-0123456789" * 100, "message": {"content": "Hi."}}
+    reply = parse_completion(json.dumps({"choices": [choice]}).encode())
+    assert reply.finish_reason is not None
+    assert "canary" not in reply.finish_reason
+    assert len(reply.finish_reason) <= 40
+
+
+@pytest.mark.parametrize("value", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "", "soon", "9" * 5000, "nan"])
+def test_a_retry_after_that_says_nothing_is_ignored(value):
+    wait = parse_retry_after(value)
+    assert wait is None or wait == 0 or wait > MAX_RETRY_AFTER
 
 
 # The ledger.

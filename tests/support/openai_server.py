@@ -61,7 +61,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +128,9 @@ class Reply:
         refusal: the field of that name.
         finish_reason: stop, length, content_filter, ...; None is sent as null.
         completion_tokens: of the usage; None: the number of words.
+        prompt_tokens: of the usage; None: the number of words.
+        message: more fields of the message; they win.
+        n_choices: how often the choice stands in the reply.
     """
 
     content: str | None
@@ -136,6 +139,9 @@ class Reply:
     refusal: str | None = None
     finish_reason: str | None = "stop"
     completion_tokens: int | None = None
+    prompt_tokens: int | None = None
+    message: Mapping[str, Any] = field(default_factory=dict)
+    n_choices: int = 1
 
 
 @dataclass(slots=True)
@@ -449,14 +455,18 @@ class OpenAIServer:
             message[reply.reasoning_field] = reply.reasoning_content
         if refusal is not None:
             message["refusal"] = refusal
+        message |= reply.message
         n = len(text.split()) if reply.completion_tokens is None else reply.completion_tokens
-        n_prompt = len(json.dumps(record.body).split())
+        n_prompt = len(json.dumps(record.body).split()) if reply.prompt_tokens is None else reply.prompt_tokens
         payload: dict[str, Any] = {
             "id": f"chatcmpl-{record.position}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": record.body.get("model", "") if isinstance(record.body, dict) else "",
-            "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}],
+            "choices": [
+                {"index": i, "message": message, "finish_reason": finish_reason, "logprobs": None}
+                for i in range(reply.n_choices)
+            ],
             "usage": {"prompt_tokens": n_prompt, "completion_tokens": n, "total_tokens": n_prompt + n},
         }
         if kind == "error_in_200":

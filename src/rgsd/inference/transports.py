@@ -6,6 +6,7 @@ A transport sends one request and returns its reply or raises a `ChatFault`. It 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_REPLY_BYTES = 8 * 2**20
 """Largest reply that is read, in bytes. A response of 128k tokens has less than 1 MiB."""
+MAX_TOKENS = 10**9
+"""Most tokens that a server may say it has read or written."""
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 """Statuses below 500 that another try may cure."""
 NATIVE_STOPS = frozenset({"end_turn", "stop_sequence", "eos", "eos_token", "COMPLETE", "STOP", "completed"})
@@ -238,7 +241,7 @@ class LiteLLMTransport:
         """See `Transport.send`."""
         try:
             result = await self._litellm.acompletion(**body, **self._options)
-            choice = result.choices[0]
+            choice = _only_choice(result.choices)
             native = getattr(choice, "provider_specific_fields", None) or {}
             fields = getattr(choice.message, "provider_specific_fields", None) or {}
             reply = ChatReply(
@@ -246,7 +249,13 @@ class LiteLLMTransport:
                 reasoning=getattr(choice.message, "reasoning_content", None) or "",
                 refusal=fields.get("refusal") or "",
                 # LiteLLM maps unknown reasons to "stop" and keeps the provider's own beside it.
-                finish_reason=_finish_reason(choice.finish_reason, native.get("native_finish_reason")),
+                finish_reason=_finish_reason(
+                    choice.finish_reason,
+                    native.get("native_finish_reason"),
+                    calls_tools=bool(
+                        getattr(choice.message, "tool_calls", None) or getattr(choice.message, "function_call", None)
+                    ),
+                ),
                 prompt_tokens=result.usage.prompt_tokens,
                 completion_tokens=result.usage.completion_tokens,
                 price=self._price(result),
@@ -263,7 +272,8 @@ class LiteLLMTransport:
 
     def _price(self, result: Any) -> float | None:
         try:
-            return float(self._litellm.completion_cost(completion_response=result))
+            price = float(self._litellm.completion_cost(completion_response=result))
+            return price if math.isfinite(price) and price >= 0 else None
         except Exception:  # LiteLLM raises its own and others for a model without a price
             return None
 
@@ -354,17 +364,20 @@ def parse_completion(data: bytes) -> ChatReply:
     try:
         if "error" in value and not value.get("choices"):
             raise ChatFault(Problem.MALFORMED, f"an error in place of a reply: {json.dumps(value['error'])}")
-        choice, usage = value["choices"][0], value.get("usage") or {}
+        choice, usage = _only_choice(value["choices"]), value.get("usage") or {}
         message = choice["message"]
         reply = ChatReply(
             text=message.get("content"),
             reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
             refusal=message.get("refusal") or "",
-            finish_reason=_finish_reason(choice.get("finish_reason")),
+            finish_reason=_finish_reason(
+                choice.get("finish_reason"),
+                calls_tools=bool(message.get("tool_calls") or message.get("function_call")),
+            ),
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=usage.get("completion_tokens"),
         )
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ChatFault(Problem.MALFORMED, f"not a chat completion ({error!r}): {one_line(str(value))}") from error
     return _checked(reply)
 
@@ -377,7 +390,7 @@ def _checked(reply: ChatReply) -> ChatReply:
     """
     texts = (reply.text or "", reply.reasoning, reply.refusal)
     counts = (reply.prompt_tokens, reply.completion_tokens)
-    if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | None) for n in counts):
+    if not all(isinstance(t, str) for t in texts) or not all(n is None or type(n) is int for n in counts):
         raise ChatFault(Problem.MALFORMED, f"not a chat completion: {one_line(str(reply))}")
     if sum(map(len, texts)) > MAX_REPLY_BYTES:
         raise _too_large()
@@ -386,18 +399,33 @@ def _checked(reply: ChatReply) -> ChatReply:
         reasoning=redact_known(reply.reasoning),
         refusal=redact_known(reply.refusal),
         finish_reason=reply.finish_reason,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
+        prompt_tokens=_plausible(reply.prompt_tokens),
+        completion_tokens=_plausible(reply.completion_tokens),
         price=reply.price,
     )
 
 
-def _finish_reason(reason: Any, native: Any = None) -> str | None:
+def _plausible(count: int | None) -> int | None:
+    """A count of tokens, or None where it cannot be true: a negative one would pay money back into the budget."""
+    return count if count is not None and 0 <= count <= MAX_TOKENS else None
+
+
+def _only_choice(choices: Any) -> Any:
+    """The choice of a reply. One was asked for; of two, nobody can say which is the answer."""
+    if len(choices) != 1:
+        raise ValueError(f"{len(choices)} choices, expected 1")
+    return choices[0]
+
+
+def _finish_reason(reason: Any, native: Any = None, *, calls_tools: bool = False) -> str | None:
+    """Why a reply ended: "stop" where the model ended it as its answer."""
     if native is not None and reason == "stop":
         reason = native
     if reason is None:
         return None
-    return "stop" if reason in NATIVE_STOPS else str(reason)
+    if reason in NATIVE_STOPS or reason == "stop":
+        return "tool_calls" if calls_tools else "stop"
+    return redact_known(str(reason))[:40]
 
 
 async def _read(response: httpx.Response) -> bytes:
@@ -482,7 +510,7 @@ def parse_retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

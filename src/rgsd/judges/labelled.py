@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from rgsd.errors import DataError
+from rgsd.rows import LARGEST, BadRow, are_texts, is_weight, loads
 from rgsd.rubrics import Criterion, Example, Message, Rubric
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
@@ -230,8 +231,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return loads(text)
+    except BadRow as error:
         return _Bad(f"got text that is not JSON ({error}), wanted one JSON object: correct it, or remove it")
 
 
@@ -323,7 +324,6 @@ def _healthbench(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], in
 
 
 def _table(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
-    tags = row.get("tags") or ()
     item = Labelled(
         messages=_messages(row.get("prompt")),
         response=_text(row, "response", may_be_empty=True),
@@ -332,7 +332,7 @@ def _table(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
         raters=(_optional(row, "rater") or "",),
         weight=_weight(row.get("weight")),
         category=_optional(row, "category"),
-        tags=tuple(t.strip() for t in tags.split(",")) if isinstance(tags, str) else tuple(map(str, tags)),
+        tags=_tags(row.get("tags"), "tags"),
         where=where,
     )
     return [item], 0
@@ -363,7 +363,7 @@ def _samples(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
                 raters=(judge,) * len(labels) if judge.startswith(HUMAN) else ("",) * len(labels),
                 weight=_weight(verdict.get("weight")),
                 category=_optional(row, "domain"),
-                tags=tuple(map(str, verdict.get("tags") or ())),
+                tags=_tags(verdict.get("tags"), f"{field}.tags"),
                 where=where,
             )
         )
@@ -406,6 +406,17 @@ def _text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False, field
     return value
 
 
+def _tags(value: Any, field: str) -> tuple[str, ...]:
+    """A list of texts, or one text with commas between the tags."""
+    if not value:
+        return ()
+    if isinstance(value, str):
+        return tuple(tag.strip() for tag in value.split(","))
+    if not are_texts(value):
+        raise _Bad(f"{field}: got {_described(value)}, wanted a list of texts: correct it, or leave it out")
+    return tuple(value)
+
+
 def _optional(row: Mapping[str, Any], key: str) -> str | None:
     value = row.get(key)
     return None if value is None or not str(value).strip() else str(value)
@@ -424,16 +435,16 @@ def _verdict(value: Any, field: str) -> bool:
 
 
 def _weight(value: Any) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or number == 0:
+    if isinstance(value, bool) or not is_weight(number):
         raise _Bad(
-            f"weight: got {_described(value)}, wanted a finite number other than 0, negative for a pitfall: correct "
-            "it, or leave it empty"
+            f"weight: got {_described(value)}, wanted a finite number other than 0, at most {LARGEST:g}, negative for "
+            "a pitfall: correct it, or leave it empty"
         )
     return number
 

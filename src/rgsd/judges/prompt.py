@@ -221,9 +221,6 @@ def _check_keys(found: dict[str, Any], wanted: set[str], known: set[str]) -> Non
         )
 
 
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
-
-
 def whole_object(text: str) -> dict[str, Any]:
     """The JSON object that a reply consists of, reasoning before it and a code fence around it left aside.
 
@@ -239,8 +236,7 @@ def whole_object(text: str) -> dict[str, Any]:
         answer = answer.rpartition(CLOSE_TAG)[2].strip()
         if OPEN_TAG in answer:
             raise UnusableReply("cut", f"the judge's reasoning is not closed: {_short(text)}")
-    if fenced := _FENCE.fullmatch(answer):
-        answer = fenced[1].strip()
+    answer = _without_fence(answer)
     if _looks_like_refusal(answer):
         raise UnusableReply("refusal", f"the judge declined: {_short(answer)}")
     if not answer.startswith("{"):
@@ -253,6 +249,15 @@ def whole_object(text: str) -> dict[str, Any]:
             "malformed", f"the reply is not one JSON object and nothing else ({error}): {_short(answer)}"
         ) from error
     return found
+
+
+def _without_fence(answer: str) -> str:
+    """The text without a code fence around all of it. Line by line: a regular expression takes cubic time here."""
+    first, _, rest = answer.partition("\n")
+    inner, newline, last = rest.rpartition("\n")
+    if first.rstrip().lower() in ("```", "```json") and newline and last.strip() == "```":
+        return inner.strip()
+    return answer
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -293,14 +298,14 @@ def _verdict(entry: dict[str, Any], graded: bool) -> Verdict:
     reason = reason if isinstance(reason, str) else ""
     if graded:
         grade = entry.get("grade")
-        if isinstance(grade, bool) or not isinstance(grade, int | float) or float(grade) not in GRADES:
-            raise UnusableReply("malformed", f"grade {grade!r}, one of {list(GRADES)} is wanted")
+        if isinstance(grade, bool) or not isinstance(grade, int | float) or grade not in GRADES:
+            raise UnusableReply("malformed", f"grade {_short(str(grade))}, one of {list(GRADES)} is wanted")
         return Verdict(met=None, grade=float(grade), reason=reason)
     met = entry.get("met")
     if isinstance(met, str) and met.strip().lower() in ("true", "false"):
         met = met.strip().lower() == "true"
     if not isinstance(met, bool):
-        raise UnusableReply("malformed", f"`met` is {met!r}, true or false is wanted")
+        raise UnusableReply("malformed", f"`met` is {_short(str(met))}, true or false is wanted")
     return Verdict(met=met, reason=reason)
 
 
