@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import tiny_model
+from peft import LoraConfig, get_peft_model
 
 from rgsd.errors import ModelError
-from rgsd.models import load_model, source_of
+from rgsd.models import load_model, load_trained, source_of
 
 REFUSING = Path(__file__).parent / "no_network"
 SRC = Path(__file__).parent.parent.parent / "src"
@@ -117,7 +119,39 @@ def test_a_name_with_a_folder_here_is_no_hub_id(tmp_path, monkeypatch):
     assert source_of("mine", "main") == ("mine", {"local_files_only": True})
 
 
-def test_an_adapters_own_base_is_not_fetched(tmp_path):
+@pytest.mark.parametrize("has_config", [False, True])
+def test_an_adapters_own_base_is_not_fetched(tmp_path, tokenizer, has_config):
+    """transformers follows an adapter's file to another model even where the folder holds a whole one."""
+    if has_config:
+        tiny_model(tokenizer).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/model"}')
     with pytest.raises(ModelError, match="is an adapter"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda a: (a / "adapter_model.safetensors").unlink(), "lacks adapter_config.json or its weights"),
+        (lambda a: (a / "adapter_config.json").unlink(), "lacks adapter_config.json or its weights"),
+        (lambda a: (a / "adapter_config.json").write_text("[]"), "peft_type None"),
+        (lambda a: (a / "adapter_config.json").write_text("{"), "cannot be read"),
+        (lambda a: (a / "adapter_config.json").write_text('{"peft_type": "XLORA"}'), "peft_type 'XLORA'"),
+    ],
+)
+def test_a_runs_adapter_that_lacks_a_file_is_not_looked_up(tmp_path, tokenizer, monkeypatch, damage, said):
+    """peft would ask the hub for `run/adapter`, a name that a stranger may own there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: pytest.fail(f"looked up {a}"))
+    model = tiny_model(tokenizer)
+    model.save_pretrained("base")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained("run/adapter")
+    for place in ("base", "run/adapter"):
+        tokenizer.save_pretrained(place)
+    Path("run/config.yaml").write_text(yaml.safe_dump({"model_name_or_path": str(tmp_path / "base")}))
+    Path("run/run.json").write_text(json.dumps({"status": "finished"}))
+    load_trained(Path("run"))  # whole, it loads
+    damage(Path("run/adapter"))
+    with pytest.raises(ModelError, match=said):
+        load_trained(Path("run"))

@@ -32,6 +32,7 @@ from rgsd.models import adapters
 from rgsd.models.lineage import ancestors, base_of, is_run
 from rgsd.models.sharding import gathered, is_partitioned, local
 from rgsd.progress import say
+from rgsd.rows import BadRow, loads
 from rgsd.runs import ADAPTER, MODEL, Run, open_run
 
 EMBEDDED = "embedded"
@@ -207,10 +208,10 @@ def source_of(name: str, revision: str) -> tuple[str, dict[str, Any]]:
 def _refuse_adapter(name: str, source: str) -> None:
     """transformers would load an adapter's base from wherever the adapter's own file says."""
     folder = Path(source)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{name!r} is an adapter without its base model: give the run's folder (the one that holds it), or the "
-            "whole model that `rgsd export` writes"
+            f"{name!r} is an adapter, or holds one (adapter_config.json): give the run's folder (the one that holds "
+            "it), or the whole model that `rgsd export` writes"
         )
 
 
@@ -598,10 +599,33 @@ def _student(
     name = base_of(record)
     base = load_model(name, dtype=wanted, revision=settings.get("model_revision") or "main", **kwargs)
     _check_base(record, name, base, is_as_trained=wanted == (settings.get("dtype") or "float32"))
+    _check_adapter(folder)
     with _readable(str(folder)):
         trained: Any = PeftModel.from_pretrained(base, str(folder))
     check_finite(trained, str(run))
     return trained, tokenizer
+
+
+def _check_adapter(folder: Path) -> None:
+    """Require an adapter's folder to hold a whole LoRA adapter.
+
+    peft asks the hub for files that a folder lacks, under the folder's name, which a stranger may own there. Other
+    kinds of adapters name further models to load; rgsd trains LoRA alone.
+
+    Raises:
+        ModelError: naming what is missing or unknown.
+    """
+    path = folder / "adapter_config.json"
+    remedy = "restore the folder, or train the run again"
+    if not path.is_file() or not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ModelError(f"{folder} lacks adapter_config.json or its weights (adapter_model.safetensors): {remedy}")
+    try:
+        config = loads(path.read_bytes())
+    except BadRow as error:
+        raise ModelError(f"{path} cannot be read ({error}): {remedy}") from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise ModelError(f"{path} has the peft_type {kind!r}, expected 'LORA', the only one that rgsd trains: {remedy}")
 
 
 def _check_base(run: Run, name: str, base: Any, *, is_as_trained: bool) -> None:
