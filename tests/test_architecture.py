@@ -172,14 +172,14 @@ def test_importing_rgsd_is_cheap():
 
 # Every private member of TRL's trainers that rgsd reads, writes or overrides, by file. A TRL release may change any of
 # them, so review this list at each upgrade. training/trainer.py has the members that RGSD needs.
-# training/checkpoints.py has those of TRL's log, sampler and saving, for all three trainers.
+# training/checkpoint_mixin.py has those of TRL's log, sampler and saving, for all three trainers.
 TOUCHED = {
     "training/grpo.py": {"_generate_single_turn"},  # samples without the checkpoint's generation_config
     "training/trainer.py": {
         *("_buffered_inputs", "_dist", "_forward_redirection", "_generate", "_generate_single_turn", "_metrics"),
         *("_name", "_paper", "_prepare_inputs", "_step", "_tag_names", "_tokenize_prompts", "_tokenizer"),
     },
-    "training/checkpoints.py": {
+    "training/checkpoint_mixin.py": {
         *("_dist", "_get_train_sampler", "_load_optimizer_and_scheduler", "_metrics", "_save_checkpoint"),
         *("_send_telemetry", "_total_train_tokens"),
     },

@@ -7,7 +7,7 @@ import pytest
 from support.killing import assert_same, make_world, outcome, run
 
 from rgsd.errors import RunError
-from rgsd.training.checkpoints import MANIFEST, PROGRESS, _write_manifest, find, last_whole, problem_of
+from rgsd.training.checkpoints import MANIFEST, PROGRESS, find_checkpoint, last_complete, problem_of, write_manifest
 
 FILES = {
     "model.safetensors": b"weights" * 2000,
@@ -25,7 +25,7 @@ def save(folder, step, run="own"):
     made.mkdir(parents=True)
     for name, content in FILES.items():
         (made / name).write_bytes(content)
-    _write_manifest(made, step=step, processes=1, run=run)
+    write_manifest(made, step=step, processes=1, run=run)
     return made
 
 
@@ -63,11 +63,11 @@ def test_a_damaged_file(two, name, harm):
     good, damaged = two
     harm(damaged / name)
     told = []
-    assert last_whole(good.parent, told.append) == good
+    assert last_complete(good.parent, told.append) == good
     assert len(told) == 1
     assert name in told[0]
     with pytest.raises(RunError, match=name):
-        find(good.parent, str(damaged))
+        find_checkpoint(good.parent, str(damaged))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_damaged_manifest(two, text):
     good, damaged = two
     (damaged / MANIFEST).write_text(text)
     told = []
-    assert last_whole(good.parent, told.append) == good
+    assert last_complete(good.parent, told.append) == good
     assert MANIFEST in told[0]
 
 
@@ -106,9 +106,9 @@ def test_a_manifest_of_another_step_or_run_or_without_a_digest(two):
         whole | {"sha256": whole["sha256"] | {"optimizer.pt": "0" * 64}},
     ):
         (damaged / MANIFEST).write_text(json.dumps(changed))
-        assert last_whole(good.parent, lambda text: None) == good
+        assert last_complete(good.parent, lambda text: None) == good
     (damaged / MANIFEST).write_text(json.dumps(whole))
-    assert last_whole(good.parent) == damaged
+    assert last_complete(good.parent) == damaged
 
 
 def test_links_copies_and_additions(two, tmp_path):
@@ -119,11 +119,11 @@ def test_links_copies_and_additions(two, tmp_path):
     shutil.copytree(stranger, good.parent / "checkpoint-8")
     manifest = json.loads((good.parent / "checkpoint-8" / MANIFEST).read_text())
     (good.parent / "checkpoint-8" / MANIFEST).write_text(json.dumps(manifest | {"step": 8}))
-    assert last_whole(good.parent, told.append) == last
+    assert last_complete(good.parent, told.append) == last
     assert "belongs to run another" in told[0]
     assert "is a link" in told[1]
     with pytest.raises(RunError, match="is a link"):
-        find(good.parent, str(good.parent / "checkpoint-6"))
+        find_checkpoint(good.parent, str(good.parent / "checkpoint-6"))
     (last / "pytorch_model_fsdp.bin").write_bytes(b"other weights")
     assert "was added" in str(problem_of(last))
     (last / "pytorch_model_fsdp.bin").unlink()

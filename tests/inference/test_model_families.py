@@ -25,8 +25,10 @@ from transformers import (
 
 from rgsd.errors import ConfigError, ModelError
 from rgsd.training.config import RGSDConfig
+from rgsd.training.heads import head_of
 from rgsd.training.loss import DivergenceSpec, divergence
-from rgsd.training.trainer import RGSDTrainer, _head
+from rgsd.training.metrics import StepMetrics
+from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows.dry_run import small, stand_in_tokenizer
 
 SMALL = {
@@ -54,7 +56,7 @@ def test_the_head_gives_the_models_own_logits(kind, config):
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
         want = model(input_ids=ids).logits[0]
-        got = _head(model).logits(model.base_model(input_ids=ids).last_hidden_state[0])
+        got = head_of(model).logits(model.base_model(input_ids=ids).last_hidden_state[0])
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
@@ -105,7 +107,7 @@ def test_a_thinking_model_of_the_full_vocabulary_trains_on_its_answers_alone(qwe
         for r in rollouts
     ]
     assert kept == ["Rest and drink.", "", "Rest.", "Drink water."]
-    trainer._sums.clear()
+    trainer._step_metrics = StepMetrics()
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["loss"] > 0

@@ -255,7 +255,7 @@ def train_and_be_told_while_asking(folder: str, **settings: Any) -> str:
     from accelerate import Accelerator
 
     from rgsd.errors import RGSDError
-    from rgsd.training.checkpoints import CheckpointMixin
+    from rgsd.training.checkpoint_mixin import CheckpointMixin
 
     ask, gather, asking = CheckpointMixin._is_told_to_stop, Accelerator.gather, []
 

@@ -11,7 +11,7 @@ from support.processes import (
     train_with_an_engine_that_is_sent_merges,
 )
 
-from rgsd.training.checkpoints import checkpoints, last_whole
+from rgsd.training.checkpoints import last_complete, list_checkpoints
 
 pytestmark = pytest.mark.integration
 
@@ -155,8 +155,8 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(folder, tmp_path,
         train_until_stopped, tmp_path, engine=engine, folder=str(folder), output=str(tmp_path / "run"), lora=True
     )
     assert all(s.startswith("Interrupted: stopped by SIGTERM after step 3 of 4; checkpoint-3 is saved") for s in said)
-    assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
-    assert last_whole(tmp_path / "run")
+    assert [c.name for c in list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
+    assert last_complete(tmp_path / "run")
 
 
 def test_sigterm_that_comes_while_processes_ask_each_other_is_not_lost(folder, tmp_path):

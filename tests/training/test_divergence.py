@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rgsd.errors import ConfigError
-from rgsd.training.loss import DivergenceSpec, Head, _likeliest, _zero_above, chunked_divergence, divergence
+from rgsd.training.loss import DivergenceSpec, Head, _most_likely, _zero_above, chunked_divergence, divergence
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 CLIPS = [("none", 0.05), ("entry", 0.05), ("entry", 0.002), ("token", 0.1)]
@@ -110,10 +110,10 @@ def test_the_chunk_size_changes_nothing(chunk):
 
 
 @pytest.mark.parametrize("vocabulary", [37, 64, 640])
-def test_the_likeliest_word_is_argmaxs(vocabulary):
+def test_the_most_likely_token_is_argmaxs(vocabulary):
     g = torch.Generator().manual_seed(2)
     logits = torch.randint(0, 20, (50, vocabulary), generator=g).float()  # many ties: the first wins
-    assert torch.equal(_likeliest(logits), logits.argmax(-1))
+    assert torch.equal(_most_likely(logits), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

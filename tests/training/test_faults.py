@@ -13,7 +13,7 @@ from support.training import Scripted, config
 
 from rgsd.cli import main
 from rgsd.errors import TrainingDiverged
-from rgsd.training.checkpoints import SAVING, checkpoints, last_whole
+from rgsd.training.checkpoints import SAVING, last_complete, list_checkpoints
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +32,7 @@ def test_sigterm_finishes_the_step_saves_it_and_the_run_goes_on(tmp_path, tokeni
     code, text = run(stopped, tmp_path, "rollout", 3, signal.SIGTERM)
     assert code == 143, text
     assert "stopped by SIGTERM after step 3 of 5; checkpoint-3 is saved" in text
-    assert [c.name for c in checkpoints(tmp_path / "stopped")] == ["checkpoint-3"]
+    assert [c.name for c in list_checkpoints(tmp_path / "stopped")] == ["checkpoint-3"]
     code, text = run([*stopped, "--resume_from_checkpoint", "true"], tmp_path)
     assert code == 0, text
     assert_same(outcome(tmp_path / "stopped", 5), outcome(tmp_path / "whole", 5))
@@ -104,7 +104,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_before_the_weights_are_touch
     assert "e5" in message
     assert ("e0" in message) == (poison == "gradient")  # for a loss, the message names only its micro-batch
     assert "The last whole checkpoint is checkpoint-2." in message
-    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-1"]
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-1"]
     kept = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     for name, parameter in trainer.model.named_parameters():
         if name in kept:
@@ -127,7 +127,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, tokenizer, exampl
     )
     with pytest.raises(TrainingDiverged, match=r"step 2: model\.norm\.weight holds values that are not finite"):
         trainer.train()
-    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-1"]
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-1"]
 
 
 # --- The disk ---------------------------------------------------------------------------------------------------------
@@ -154,11 +154,11 @@ def test_a_full_disk_ends_with_a_reason_and_leaves_no_half_checkpoint(tmp_path, 
     assert "checkpoint-1 cannot be saved in" in text
     assert "Traceback" not in text
     assert "the last whole checkpoint is none" in text
-    assert not checkpoints(tmp_path / "run")
+    assert not list_checkpoints(tmp_path / "run")
     assert not (tmp_path / "run" / SAVING).exists()
     # With room, the same command goes on.
     assert main([*argv, "--resume_from_checkpoint", "true"]) == 0
-    assert last_whole(tmp_path / "run").name == "checkpoint-2"
+    assert last_complete(tmp_path / "run").name == "checkpoint-2"
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, tokenizer, capsys):

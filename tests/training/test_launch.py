@@ -20,7 +20,7 @@ from rgsd.cli import main
 from rgsd.cli.train import COMMAND, parse_recipe
 from rgsd.errors import ConfigError
 from rgsd.training import launch
-from rgsd.training.checkpoints import checkpoints
+from rgsd.training.checkpoints import list_checkpoints
 from rgsd.training.launch import LaunchConfig, accelerate_arguments, config_file
 
 TESTS = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def test_a_launched_run_that_is_told_to_stop_saves_and_goes_on(tmp_path, tokeniz
     text = process.communicate(timeout=100)[0]
     assert process.returncode == 143, text
     assert "stopped by SIGTERM after step" in text
-    (saved,) = checkpoints(tmp_path / "run")
+    (saved,) = list_checkpoints(tmp_path / "run")
     assert int(saved.name.split("-")[1]) < 60
     code, text = run(*two(recipe, "ddp", "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "true"))
     assert code == 0, text

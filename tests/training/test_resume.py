@@ -16,7 +16,7 @@ import pytest
 from support.killing import assert_same, make_world, outcome, run
 
 from rgsd.errors import ConfigError, RunError
-from rgsd.training.checkpoints import MANIFEST, SAVING, find, last_whole, problem_of, trim_lines
+from rgsd.training.checkpoints import MANIFEST, SAVING, find_checkpoint, last_complete, problem_of, trim_lines
 
 pytestmark = pytest.mark.integration
 
@@ -175,30 +175,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path):
     (tmp_path / "checkpoint-8").mkdir()
     (tmp_path / "checkpoint-draft").mkdir()
     told = []
-    assert last_whole(tmp_path, told.append) == good
+    assert last_complete(tmp_path, told.append) == good
     assert [t.split(":")[0] for t in told] == [f"Passing over checkpoint-{n}" for n in (10, 8, 6, 4)]
     assert "has 2 bytes, 4 were written" in told[3]
     assert "is missing" in told[2]
     assert "cannot be read" in told[0]
-    assert find(tmp_path, True, told.append) == find(tmp_path, "true", told.append) == good
-    assert find(tmp_path, "false") is find(tmp_path, None) is None
-    assert find(tmp_path / "nothing", True) is None
+    assert find_checkpoint(tmp_path, True, told.append) == find_checkpoint(tmp_path, "true", told.append) == good
+    assert find_checkpoint(tmp_path, "false") is find_checkpoint(tmp_path, None) is None
+    assert find_checkpoint(tmp_path / "nothing", True) is None
 
 
 def test_a_named_checkpoint_must_be_whole(tmp_path):
     damaged = checkpoint(tmp_path, 4, weights="abcd")
     (damaged / "weights").write_text("ab")
     with pytest.raises(RunError, match="is damaged: weights has 2 bytes"):
-        find(tmp_path, str(damaged))
+        find_checkpoint(tmp_path, str(damaged))
     with pytest.raises(RunError, match="there is no checkpoint"):
-        find(tmp_path, str(tmp_path / "checkpoint-5"))
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-5"))
     (tmp_path / "other").mkdir()
     with pytest.raises(RunError, match="is not named checkpoint-N"):
-        find(tmp_path, str(tmp_path / "other"))
+        find_checkpoint(tmp_path, str(tmp_path / "other"))
     foreign = tmp_path / "checkpoint-7"
     foreign.mkdir()
     told = []
-    assert find(tmp_path, str(foreign), told.append) == foreign
+    assert find_checkpoint(tmp_path, str(foreign), told.append) == foreign
     assert "was not saved by rgsd" in told[0]
     assert problem_of(foreign)
 
@@ -229,14 +229,14 @@ def test_saved_steps_beyond_the_limit_are_deleted_only_after_the_new_one_is_whol
     argv = ["train", "--config", str(recipe), "--output_dir", str(tmp_path / "run")]
     code, text = run(argv, tmp_path, "before the rename", 2)
     assert code == -signal.SIGKILL, text
-    assert last_whole(tmp_path / "run").name == "checkpoint-1"
+    assert last_complete(tmp_path / "run").name == "checkpoint-1"
     code, text = run([*argv, "--resume_from_checkpoint", "true"], tmp_path)
     assert code == 0, text
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_a_checkpoint_that_falls_between_is_a_config_error():
-    from rgsd.training.checkpoints import check_alignment
+    from rgsd.training.checkpoint_mixin import check_alignment
 
     check_alignment(4, 2)
     with pytest.raises(ConfigError, match="multiple of 2"):

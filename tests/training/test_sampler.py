@@ -13,6 +13,7 @@ from rgsd.judges import ChecksJudge
 from rgsd.models.kernels.sampling import Sampling, pick_scored
 from rgsd.training.grpo import RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.training.loss import DivergenceSpec, Head, chunked_divergence
+from rgsd.training.metrics import StepMetrics
 from rgsd.training.trainer import RGSDTrainer
 
 MEAN, MAX = (f"sampling/sampling_logp_difference/{which}" for which in ("mean", "max"))
@@ -81,7 +82,7 @@ def test_vllms_log_probabilities_are_kept(tmp_path, tokenizer, examples):
     assert [r.sampler_log_p[::2] for r in rollouts] == [[-1.0, -1.0]] * 2
     assert all(torch.tensor(r.sampler_log_p[1]).isnan() for r in rollouts)
     assert trainer.vllm_generation.logprobs is None
-    trainer._sums.clear()
+    trainer._step_metrics = StepMetrics()
     trainer.train()
     log = trainer.state.log_history[0]
     assert 0 < log[MEAN] <= log[MAX]

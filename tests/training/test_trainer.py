@@ -16,6 +16,7 @@ from trl import DistillationTrainer
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.training.loss import DivergenceSpec, divergence
+from rgsd.training.metrics import StepMetrics
 from rgsd.training.trainer import TEACHER_FILE, RGSDTrainer
 
 LOGGED = [
@@ -210,7 +211,7 @@ def test_reasoning_is_left_out_of_the_loss(tmp_path, tokenizer, examples):
     assert not any(rollouts[0].in_loss)
     kept = [t for t, keep in zip(rollouts[1].response, rollouts[1].in_loss, strict=True) if keep]
     assert tokenizer.decode(kept) == "Rest.<|im_end|>"
-    trainer._sums.clear()
+    trainer._step_metrics = StepMetrics()
     trainer.train()
     assert 0 < trainer.state.log_history[0]["masked_share"] < 1
 
@@ -366,7 +367,7 @@ def test_evaluations_time_is_not_the_next_steps(tmp_path, tokenizer, examples):
         def _run_teacher(self, rollouts, groups):
             super()._run_teacher(rollouts, groups)
             if not self.model.training:
-                self._seconds["teacher"] += 100.0
+                self._step_metrics._seconds["teacher"] += 100.0
 
     trainer = Slow(
         tiny_model(tokenizer),

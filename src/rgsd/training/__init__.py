@@ -1,1 +1,1 @@
-"""Training: the loss, the teacher, the trainer on TRL, checkpoints, and the GRPO and SFT baselines."""
+"""Training: the loss, the teacher, RGSD's trainer, checkpoints, and the GRPO and SFT baselines."""

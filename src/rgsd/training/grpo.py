@@ -1,7 +1,7 @@
-"""The peer: judge-based GRPO. The judge's rubric score is the reward of TRL's GRPOTrainer, which is used as it is.
+"""The GRPO baseline: TRL's GRPOTrainer, with the judge's rubric score as the reward.
 
-A response that the judge left unscored has no reward: TRL leaves it out of its group's mean and deviation, and gives
-it no advantage. It is never zero.
+A response that the judge left unscored has no reward, which is not zero: TRL leaves it out of the mean and deviation
+of its group, and gives it no advantage.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from rgsd.prompts.messages import PromptSettings, student_messages
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
 from rgsd.rubrics import Example, score
 from rgsd.settings import setting
-from rgsd.training.checkpoints import CheckpointMixin, append_together, check_alignment
+from rgsd.training.checkpoint_mixin import CheckpointMixin, check_alignment
+from rgsd.training.checkpoints import append_together
 from rgsd.training.config import sampling_notes, settle_device
 
 
 @dataclass
 class RubricGRPOConfig(GRPOConfig):
-    """TRL's `GRPOConfig` plus what the rubric reward needs.
+    """TRL's `GRPOConfig`, plus the settings of the rubric reward.
 
-    Differs from TRL's defaults: `num_generations` 16 (the paper's G), `bf16` only where the device has it,
+    Defaults that differ from TRL's: `num_generations` 16 (the paper's G), `bf16` only on devices that have it,
     `logging_steps` 1.
 
     Raises:
-        ConfigError: for settings that contradict each other.
+        ConfigError: If settings contradict each other.
     """
 
     learning_rate: float = setting(1e-6, "Peak learning rate of AdamW. With LoRA, try 1e-5.")
-    logging_steps: float = setting(1, "Log every so many optimizer steps.")
-    num_generations: int | None = setting(16, "Responses a prompt (G).")
-    template: str = setting("paper", "Template with which `base+rubric` is measured, as in `rgsd train`.")
-    show_weights: bool = setting(False, "Show each criterion's weight in it.")
-    think_open_tag: str = setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
-    think_close_tag: str = setting(CLOSE_TAG, "Closes it. Reasoning is taken out before judging.")
+    logging_steps: float = setting(1, "Log every N optimizer steps.")
+    num_generations: int | None = setting(16, "Responses per prompt (G).")
+    template: str = setting("paper", "Template of the prompt of `base+rubric` in the evaluation, as in `rgsd train`.")
+    show_weights: bool = setting(False, "Show the weight of each criterion in that prompt.")
+    think_open_tag: str = setting(OPEN_TAG, "The tag that opens the reasoning.")
+    think_close_tag: str = setting(CLOSE_TAG, "The tag that closes the reasoning. Reasoning is removed before judging.")
     keep_rollouts: bool = setting(True, "Write every rollout with its verdicts to rollouts.jsonl.")
 
     def __post_init__(self) -> None:
@@ -52,26 +53,26 @@ class RubricGRPOConfig(GRPOConfig):
         super().__post_init__()
         if (self.num_generations or 0) < 2:
             raise ConfigError(
-                f"num_generations is {self.num_generations}: GRPO compares the responses to a prompt, at least 2 are "
-                "wanted (the paper has 16)"
+                f"num_generations is {self.num_generations}, but GRPO compares responses to the same prompt: use at "
+                "least 2 (the paper uses 16)"
             )
 
     def prompt_settings(self) -> PromptSettings:
-        """The prompt with which `base+rubric` is measured."""
+        """The settings of the prompt of `base+rubric` in the evaluation."""
         return PromptSettings(template=self.template, show_weights=self.show_weights)
 
 
 class RubricReward:
-    """Rubric satisfaction by a judge, as a reward function of TRL's trainers.
+    """Rubric satisfaction according to a judge, as a reward function for TRL's trainers.
 
     Args:
-        examples: those that are trained on; a row's `example_id` column finds its own.
-        judge: who judges.
-        tokenizer: decodes the completions' ids. TRL's own texts lack special tokens, and with them think tags that are
-            such tokens; None takes those texts.
-        think_tags: of the reasoning, which is taken out before judging.
-        starts_in_thinking: whether the chat template has already opened the reasoning when the response begins.
-        log: a .jsonl file for the rollouts, or None.
+        examples: The training set. A row's `example_id` selects the example.
+        judge: The judge.
+        tokenizer: Decodes the ids of completions. TRL's own texts drop special tokens, and with them think tags that
+            are special tokens. None uses TRL's texts.
+        think_tags: The tags around the reasoning, which is removed before judging.
+        starts_in_thinking: Whether the chat template already opens the reasoning.
+        log: A .jsonl file for the rollouts, or None.
     """
 
     __name__ = "rubric"
@@ -92,7 +93,7 @@ class RubricReward:
         self.usage = Usage()
 
     def __call__(self, completions: Sequence[Any], example_id: Sequence[str], **kwargs: Any) -> list[float | None]:
-        """A reward a completion, None where the judge left every criterion that could earn points unscored."""
+        """One reward per completion, or None for a completion whose rubric is not fully scored."""
         examples = [self._examples[i] for i in example_id]
         texts = self._texts(completions, kwargs.get("completion_ids"))
         answers = [strip_thinking(t, *self._think_tags, starts_in_thinking=self._starts_in_thinking) for t in texts]
@@ -100,7 +101,7 @@ class RubricReward:
         scores = [
             score(e.rubric, j.verdicts, e.scoring, a) for e, j, a in zip(examples, judgements, answers, strict=True)
         ]
-        # A reward from a part of the rubric would be compared with rewards from all of it.
+        # A score of part of a rubric is not comparable with scores of all of it, and GRPO compares rewards.
         rewards = [s.value if s.coverage == 1.0 else None for s in scores]
         used = sum((j.usage for j in judgements), Usage())
         self.usage += used
@@ -108,12 +109,19 @@ class RubricReward:
         self._report(kwargs, used, rewards, [s.coverage for s in scores], leaks)
         if self._log is not None:
             step = getattr(kwargs.get("trainer_state"), "global_step", None)
-            lines = []
-            for e, t, j, r in zip(examples, texts, judgements, rewards, strict=True):
-                row = {"step": step, "example_id": e.id, "response": t, "reward": r, "problem": j.problem}
-                row |= {"verdicts": [v.met if v.grade is None else v.grade for v in j.verdicts]}
-                lines.append(json.dumps(row | {"usage": asdict(j.usage)}, ensure_ascii=False) + "\n")
-            append_together(self._log, "".join(lines))
+            rows = [
+                {
+                    "step": step,
+                    "example_id": example.id,
+                    "response": text,
+                    "reward": reward,
+                    "problem": judgement.problem,
+                    "verdicts": [v.met if v.grade is None else v.grade for v in judgement.verdicts],
+                    "usage": asdict(judgement.usage),
+                }
+                for example, text, judgement, reward in zip(examples, texts, judgements, rewards, strict=True)
+            ]
+            append_together(self._log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return rewards
 
     def _texts(self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None) -> list[str]:
@@ -149,36 +157,38 @@ class RubricReward:
 
 
 class RubricGRPOTrainer(CheckpointMixin, GRPOTrainer):
-    """TRL's GRPOTrainer with whole checkpoints and exact resume.
+    """TRL's GRPOTrainer with complete checkpoints and exact resume.
 
     Raises:
-        ConfigError: when a checkpoint would fall between a rollout and the last step that uses it.
+        ConfigError: If a checkpoint would fall between a rollout and the last step that uses it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        a: Any = self.args
+    def __init__(self, *positional: Any, **kwargs: Any) -> None:
+        super().__init__(*positional, **kwargs)
+        args: Any = self.args
         if self.is_world_process_zero():
-            for note in sampling_notes(a, self.accelerator.unwrap_model(self.model).generation_config):
+            for note in sampling_notes(args, self.accelerator.unwrap_model(self.model).generation_config):
                 say(note)
-        if a.save_strategy == "steps":
-            check_alignment(a.save_steps, a.steps_per_generation / a.gradient_accumulation_steps * a.num_iterations)
+        if args.save_strategy == "steps":
+            steps_per_rollout = args.steps_per_generation / args.gradient_accumulation_steps * args.num_iterations
+            check_alignment(args.save_steps, steps_per_rollout)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        # The checkpoint's generation_config must not fill the gaps of ours (min_p, no_repeat_ngram_size, ...).
+        # transformers fills unset options (min_p, no_repeat_ngram_size, ...) from the checkpoint's generation_config,
+        # which would make rollouts off-policy.
         if self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
         with own_generation_config(self.accelerator.unwrap_model(self.model), self.generation_config):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _progress(self) -> dict[str, Any]:
-        return super()._progress() | {"usage": [asdict(r.usage) for r in self._judged()]}
+        return super()._progress() | {"usage": [asdict(r.usage) for r in self._rubric_rewards()]}
 
-    def _judged(self) -> list[RubricReward]:
+    def _rubric_rewards(self) -> list[RubricReward]:
         return [r for r in self.reward_funcs if isinstance(r, RubricReward)]
 
     def _restore_progress(self) -> None:
-        for reward, usage in zip(self._judged(), self._restored.get("usage", []), strict=False):
+        for reward, usage in zip(self._rubric_rewards(), self._restored.get("usage", []), strict=False):
             reward.usage = Usage(**usage)
         super()._restore_progress()
 
@@ -188,10 +198,10 @@ def _text(completion: Any) -> str:
 
 
 def _question(example: Example) -> str:
-    """What the leak meter compares an answer with: all that the student reads, as in `RGSDTrainer`."""
+    """The text that the leak meter compares an answer with: everything that the student reads."""
     return "\n".join(m["content"] for m in student_messages(example))
 
 
 def grpo_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Rows for TRL's GRPOTrainer: the prompt as the student reads it, and the example's id for the reward."""
+    """Rows for TRL's GRPOTrainer: the student's prompt, and the example's id for the reward."""
     return [{"prompt": student_messages(e), "example_id": e.id} for e in examples]

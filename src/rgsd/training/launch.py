@@ -1,7 +1,7 @@
-"""One command, many processes: TRL's launcher, which is accelerate's, with TRL's configurations by their names.
+"""One command, many processes: accelerate's launcher, with TRL's accelerate configurations by name.
 
-`rgsd train --accelerate_config fsdp2 ...` starts `rgsd train ...` once for every accelerator, as `accelerate launch`
-would, and the processes find each other. What is launched runs the same code as a single process does.
+`rgsd train --accelerate_config fsdp2 ...` starts `rgsd train ...` once per accelerator, as `accelerate launch` would.
+Each process runs the same code as a single-process run.
 """
 
 from __future__ import annotations
@@ -23,36 +23,38 @@ from rgsd.settings import setting
 
 ALIASES = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero": "zero2"}
 SECONDS_TO_STOP = 1800
-"""How long a process that was told to stop may take to finish its step and save; torch's own limit is 30."""
+"""How long a process may take to finish its step and save after SIGTERM. torch allows 30 seconds by default."""
 
 
 @dataclass
 class LaunchConfig:
-    """How many processes, on which machines, joined by what. Unset: one process, this one."""
+    """How many processes to train in, where, and with which strategy. Unset: in this process alone."""
 
     accelerate_config: str | None = setting(
-        None, "Train in several processes: ddp, fsdp2, zero2, zero3, or an accelerate configuration file."
+        None, "Train in several processes: ddp, fsdp2, zero2, zero3, or the path of an accelerate configuration."
     )
     num_processes: int | None = setting(
-        None, "Processes on all machines together. Unset: one for each accelerator of each machine."
+        None, "Number of processes on all machines together. Unset: one per accelerator."
     )
-    num_machines: int | None = setting(None, "Machines. Unset: 1. Start the same command on each of them.")
-    machine_rank: int | None = setting(None, "Which of the machines this is, counted from 0.")
+    num_machines: int | None = setting(None, "Number of machines. Start the same command on each. Unset: 1.")
+    machine_rank: int | None = setting(None, "Index of this machine, from 0.")
     main_process_ip: str | None = setting(None, "Address of machine 0.")
-    main_process_port: int | None = setting(None, "A free port of machine 0. Unset: 29500, on one machine any.")
-    gpu_ids: str | None = setting(None, "Accelerators to use on this machine, e.g. 0,1. Unset: all.")
+    main_process_port: int | None = setting(
+        None, "A free port of machine 0. Unset: 29500, or with one machine any free port."
+    )
+    gpu_ids: str | None = setting(None, "Accelerators of this machine to use, e.g. 0,1. Unset: all.")
 
 
 def is_launched() -> bool:
-    """Whether a launcher (this one, torchrun, accelerate) has started this process as one of several."""
+    """Whether a launcher (this one, torchrun or accelerate) started this process as one of several."""
     return "LOCAL_RANK" in os.environ and "RANK" in os.environ
 
 
 def config_file(name: str) -> Path:
-    """The accelerate configuration that a name or a path means.
+    """The accelerate configuration file behind a name or a path.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: If there is none.
     """
     if Path(name).is_file():
         return Path(name)
@@ -65,47 +67,48 @@ def config_file(name: str) -> Path:
 
 
 def accelerate_arguments(launch: LaunchConfig, command: str, argv: Sequence[str]) -> Any:
-    """What `accelerate launch` would have parsed: one `python -m rgsd COMMAND ...` a process.
+    """The parsed arguments of `accelerate launch` that run `python -m rgsd COMMAND ...` in each process.
+
+    Args:
+        launch: The settings.
+        command: The command of rgsd, e.g. "train".
+        argv: Its arguments.
 
     Raises:
-        ConfigError: when the settings contradict each other or this machine.
+        ConfigError: If the settings contradict each other or this machine.
     """
     from accelerate.commands.launch import launch_command_parser
 
     file = config_file(launch.accelerate_config or "ddp")
     settings = yaml.safe_load(file.read_text("utf-8"))
-    machines = launch.num_machines or 1
-    own_file = launch.accelerate_config is not None and Path(launch.accelerate_config).is_file()
-    processes = launch.num_processes or (settings.get("num_processes") if own_file else _accelerators() * machines)
-    machines = launch.num_machines or (settings.get("num_machines", 1) if own_file else 1)
+    # Numbers in a user's file count. Those in TRL's files are examples: 8 processes on 1 machine.
+    is_own_file = launch.accelerate_config is not None and Path(launch.accelerate_config).is_file()
+    machines = launch.num_machines or (settings.get("num_machines", 1) if is_own_file else 1)
+    processes = launch.num_processes or (settings.get("num_processes") if is_own_file else _accelerators() * machines)
     if not processes:
         raise ConfigError(
-            "this machine has no accelerator to count: say how many processes, as --num_processes 2 (on CPUs)"
+            "this machine has no accelerators, so num_processes has no default: set it, e.g. --num_processes 2"
         )
     if processes % machines:
-        raise ConfigError(f"{processes} processes cannot be shared evenly by {machines} machines: change num_processes")
-    if machines > 1 and (launch.machine_rank is None or launch.main_process_ip is None) and not own_file:
+        raise ConfigError(f"num_processes {processes} is not a multiple of num_machines {machines}: change one of them")
+    if machines > 1 and (launch.machine_rank is None or launch.main_process_ip is None) and not is_own_file:
         raise ConfigError(
-            f"{machines} machines need --machine_rank (0 to {machines - 1}, another on each) and --main_process_ip "
+            f"{machines} machines need --machine_rank (0 to {machines - 1}, different on each) and --main_process_ip "
             "(the address of machine 0)"
         )
     here = processes // machines
     if 0 < _accelerators() < here and launch.gpu_ids is None:
-        raise ConfigError(f"{here} processes a machine are asked for, this one has {_accelerators()} accelerators")
+        raise ConfigError(
+            f"num_processes asks for {here} processes per machine, but this one has {_accelerators()} accelerators"
+        )
     _check_engine(settings)
     port = launch.main_process_port
-    words = ["--config_file", str(file), "--num_processes", str(processes), "--num_machines", str(machines)]
-    # bf16 is a setting of the recipe: the trainer tells accelerate.
-    words += [
-        "--mixed_precision",
-        "no",
-        "--main_process_port",
-        str(port if port is not None else 29500 * (machines > 1)),
-    ]
-    for name in ("machine_rank", "main_process_ip", "gpu_ids"):
-        value = getattr(launch, name)
-        words += [] if value is None else [f"--{name}", str(value)]
-    return launch_command_parser().parse_args([*words, "--module", "rgsd", command, *argv])
+    options = {"config_file": file, "num_processes": processes, "num_machines": machines}
+    options["mixed_precision"] = "no"  # bf16 is a setting of the recipe, and the trainer passes it to accelerate
+    options["main_process_port"] = port if port is not None else 29500 if machines > 1 else 0  # 0: any free port
+    options |= {name: getattr(launch, name) for name in ("machine_rank", "main_process_ip", "gpu_ids")}
+    flags = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    return launch_command_parser().parse_args([*flags, "--module", "rgsd", command, *argv])
 
 
 def _accelerators() -> int:
@@ -121,17 +124,20 @@ def _check_engine(settings: dict[str, Any]) -> None:
 
         if find_spec("deepspeed") is None:
             raise ConfigError(
-                "this configuration is DeepSpeed's, which is not installed: pip install 'rgsd[deepspeed]'"
+                "accelerate_config is for DeepSpeed, which is not installed: pip install 'rgsd[deepspeed]'"
             )
     elif kind == "FSDP" and not _accelerators():
-        say("No accelerator here: on CPUs, accelerate replaces FSDP by plain data parallelism")
+        say("There is no accelerator: on CPUs, accelerate replaces FSDP with plain data parallelism")
 
 
 def launch(settings: LaunchConfig, command: str, argv: Sequence[str]) -> int:
-    """Start the processes and wait for them; the exit code is that of the first that failed, 0 if none did.
+    """Start the processes and wait for them.
+
+    Returns:
+        The exit code of the first process that failed, or 0.
 
     Raises:
-        ConfigError: as `accelerate_arguments`.
+        ConfigError: As in `accelerate_arguments`.
     """
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -144,8 +150,9 @@ def launch(settings: LaunchConfig, command: str, argv: Sequence[str]) -> int:
         launch_command(arguments)
     except ChildFailedError as failed:
         rank, first = failed.get_first_failure()
+        # torch reports a signal as a negative exit code, a shell as 128 plus its number.
         code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-        print(f"rgsd {command}: process {rank} ended with code {code}; its reason stands above", file=sys.stderr)
+        print(f"rgsd {command}: process {rank} exited with code {code}; see its error above", file=sys.stderr)
         return code
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
@@ -153,16 +160,17 @@ def launch(settings: LaunchConfig, command: str, argv: Sequence[str]) -> int:
 
 
 def leave_group() -> None:
-    """Leave gloo's group of processes, if this process is in one, and end its threads. They would outlive the
-    interpreter, and one that then wants it takes the process down with SIGABRT, after all of its work was done.
+    """Leave the process group if it is gloo's, and end its threads.
 
-    NCCL's is left to the end of the process: leaving it waits for the others, and the first measures on alone.
+    These threads would outlive the interpreter and then crash the process with SIGABRT, although its work is done.
+    An NCCL group stays until the process ends: leaving it waits for the other processes, and the first one still
+    evaluates alone.
     """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
-        gc.collect()  # wrapped models, which hold on to the group, are in cycles
+        gc.collect()  # wrapped models hold the group, and are in reference cycles
 
 
 __all__ = ["LaunchConfig", "launch", "leave_group"]

@@ -1,19 +1,19 @@
 """The clipped generalized Jensen-Shannon divergence between teacher and student, plain and chunked.
 
 Sources: RGSD (arXiv 2606.12507) for the loss, GKD (arXiv 2306.13649) for the generalized divergence, OPSD
-(arXiv 2601.18734) for the clip per vocabulary entry. For one response token n, with p = softmax(logits / temperature)
-and m = beta p_T + (1 - beta) p_S, the entry of vocabulary word v, in nats, is
+(arXiv 2601.18734) for the clip per vocabulary entry. For a response token n, with p = softmax(logits / temperature)
+and m = beta p_T + (1 - beta) p_S, the term of vocabulary entry v, in nats, is
 
     beta = 0        l[n,v] = p_T (log p_T - log p_S)                                  KL(teacher || student)
     beta = 1        l[n,v] = p_S (log p_S - log p_T)                                  KL(student || teacher)
     0 < beta < 1    l[n,v] = beta p_T log(p_T / m) + (1 - beta) p_S log(p_S / m)
 
 and the token's loss is sum_v min(l[n,v], tau) with clip = "entry", min(sum_v l[n,v], tau) with clip = "token",
-and sum_v l[n,v] with clip = "none". Gradients reach the student only.
+and sum_v l[n,v] with clip = "none". Gradients reach only the student.
 
-`divergence` is the plain maths on two tensors of logits. `chunked_divergence` is the same on hidden states and heads,
-and never holds more than one chunk of either model's logits. Letters in names: N response tokens of the loss, C tokens
-of one chunk, V vocabulary, H hidden width, K teacher's top-k.
+`divergence` is the plain maths on two tensors of logits. `chunked_divergence` computes the same from hidden states and
+heads, and never holds more than one chunk of either model's logits. Letters in names: N response tokens in the loss,
+C tokens of a chunk, V vocabulary entries, H hidden width, K the teacher's top-k.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from rgsd.models.kernels.products import linear
 Clip = Literal["entry", "token", "none"]
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits of one model that a chunk holds when `chunk_tokens` is not given: 16 MiB in fp32."""
+"""Logits of one model in a chunk, if `chunk_tokens` is not given: 16 MiB in float32."""
 CPU_CHUNK_ELEMENTS = 1 << 23
-"""The same on a CPU, where a chunk's logits are all that it holds: 32 MiB."""
+"""The same on a CPU, where a chunk needs less memory besides its logits: 32 MiB."""
 BLOCK_ELEMENTS = 1 << 19
-"""On a CPU, the logits that the passes over a chunk go through at a time, so that they stay in its cache: 2 MiB."""
-BLOCK_WORDS = 64
-"""Words whose maxima are compared first to find the likeliest: torch's argmax is ten times slower than its amax."""
+"""Logits that a CPU processes at a time within a chunk, so that they stay in its cache: 2 MiB."""
+ARGMAX_BLOCK = 64
+"""Vocabulary entries per block when searching for the most likely one on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class DivergenceSpec:
-    """Which divergence.
+    """The divergence to compute.
 
     Args:
         beta: 0 is KL(teacher || student), 1 is KL(student || teacher), 0.5 the Jensen-Shannon divergence.
-        clip: "entry" caps each vocabulary entry (OPSD), "token" the token's sum, "none" nothing.
-        clip_threshold: the cap, in nats.
-        temperature: divides both models' logits.
-        top_k: compare the teacher's k likeliest words and one bucket for all others; None compares every word.
-        chunk_tokens: tokens whose logits are held at once; None takes `CHUNK_ELEMENTS` / V, on a CPU
+        clip: "entry" caps each vocabulary entry (OPSD), "token" the sum of a token, "none" nothing.
+        clip_threshold: The cap, in nats.
+        temperature: Divides the logits of both models.
+        top_k: Compare only the teacher's k most likely tokens, and one bucket for all others. None compares all.
+        chunk_tokens: Tokens whose logits are held at once. None means `CHUNK_ELEMENTS` / V, or on a CPU
             `CPU_CHUNK_ELEMENTS` / V.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: If a value is out of range.
     """
 
     beta: float = 0.5
@@ -74,10 +74,10 @@ class DivergenceSpec:
             raise ConfigError(f"clip must be 'entry', 'token' or 'none', got {self.clip!r}")
         if not (math.isfinite(self.clip_threshold) and self.clip_threshold > 0):
             raise ConfigError(
-                f"clip_threshold must be positive nats, got {self.clip_threshold}; no clip is clip='none'"
+                f"clip_threshold must be positive, in nats, got {self.clip_threshold}; to disable it, set clip='none'"
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"the loss temperature must be positive, got {self.temperature}")
+            raise ConfigError(f"the temperature of the loss must be positive, got {self.temperature}")
         for name in ("top_k", "chunk_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -89,10 +89,10 @@ class Head:
     """How hidden states become logits: softcap * tanh(scale * (h W' + b) / softcap).
 
     Args:
-        weight_VH: the output embedding.
-        bias_V: its bias, or None.
-        scale: multiplies the logits before the soft cap.
-        softcap: Gemma's soft cap, or None.
+        weight_VH: The output embedding.
+        bias_V: Its bias, or None.
+        scale: Multiplies the logits before the soft cap.
+        softcap: The soft cap (Gemma), or None.
     """
 
     weight_VH: Tensor
@@ -101,7 +101,7 @@ class Head:
     softcap: float | None = None
 
     def to(self, dtype: torch.dtype) -> Head:
-        """The same head in another precision; gradients still reach the original weight."""
+        """The same head in another precision. Gradients still reach the original weight."""
         return replace(
             self, weight_VH=self.weight_VH.to(dtype), bias_V=None if self.bias_V is None else self.bias_V.to(dtype)
         )
@@ -117,17 +117,17 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """What a divergence returns. Only `total` carries a gradient.
+    """A divergence and its details. Only `total` carries a gradient.
 
     Args:
-        total: sum over the tokens of the clipped divergence, in nats: divide once by the global count.
+        total: The clipped divergence summed over tokens, in nats. Divide it once, by the global count.
         count: N.
-        clipped_N: each token's clipped divergence, the terms of `total`.
-        unclipped_N: each token's divergence before the clip.
-        is_clipped_N: whether the clip took something from the token.
-        student_entropy_N, teacher_entropy_N: in nats, over the full vocabulary.
-        teacher_top_N: the teacher's likeliest word.
-        sampled_log_p_N: the student's log-probability of each sampled token, where these were given.
+        clipped_N: Each token's clipped divergence, in nats.
+        unclipped_N: Each token's divergence before the clip, in nats.
+        is_clipped_N: Whether the clip changed the token.
+        student_entropy_N, teacher_entropy_N: In nats, over the full vocabulary.
+        teacher_top_N: The teacher's most likely token.
+        sampled_log_p_N: The student's log-probability of each sampled token, if these were given.
     """
 
     total: Tensor
@@ -142,9 +142,13 @@ class Divergence:
 
 
 def divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, spec: DivergenceSpec) -> Divergence:
-    """The plain maths: autograd over full logits of N tokens. The teacher's gradient is stopped.
+    """The plain maths: autograd over the full logits of N tokens. No gradient reaches the teacher.
 
-    Memory grows with N x V; training uses `chunked_divergence`, which is held to this function by the tests.
+    Memory grows with N x V. Training uses `chunked_divergence`, which the tests compare with this function.
+
+    Args:
+        student_logits_NV, teacher_logits_NV: Before the temperature.
+        spec: The divergence to compute.
     """
     student_NV = F.log_softmax(_at_least_float(student_logits_NV) / spec.temperature, dim=-1)
     teacher_NV = F.log_softmax(_at_least_float(teacher_logits_NV).detach() / spec.temperature, dim=-1)
@@ -193,30 +197,32 @@ def chunked_divergence(
 ) -> Divergence:
     """The same divergence from hidden states, a chunk of tokens at a time.
 
-    The gradients to the student's hidden states, and to its head where that is trained, are formed chunk by chunk in
-    the forward pass, so that backward projects nothing again: three products of C x V x H with a frozen head (student,
-    teacher, gradient), four with a trained one. Zero tokens give a zero that still reaches the graph, so that every
-    rank can run backward.
+    The gradients to the student's hidden states, and to its head if it is trained, are computed chunk by chunk in the
+    forward pass, so the backward pass projects nothing again. That takes three products of C x V x H with a frozen
+    head (student, teacher, gradient), and four with a trained one. With zero tokens the total is a zero that is still
+    part of the graph, so that every rank can run backward.
 
     Args:
-        student_hidden_NH, teacher_hidden_NH: the states that predict the N tokens of the loss; the widths may differ.
-        student_head, teacher_head: over the same vocabulary.
-        spec: which divergence.
-        sampled_N: the tokens that were sampled, for `sampled_log_p_N`.
+        student_hidden_NH, teacher_hidden_NH: The states that predict the N tokens; their widths may differ.
+        student_head, teacher_head: Over the same vocabulary.
+        spec: The divergence to compute.
+        sampled_N: The sampled tokens, for `sampled_log_p_N`.
 
     Raises:
-        ConfigError: when the token counts or the vocabularies differ.
+        ConfigError: If the token counts or the vocabularies differ.
     """
     if student_hidden_NH.size(0) != teacher_hidden_NH.size(0):
         raise ConfigError(
-            f"got {student_hidden_NH.size(0)} student and {teacher_hidden_NH.size(0)} teacher states: one each a token"
+            f"got {student_hidden_NH.size(0)} student and {teacher_hidden_NH.size(0)} teacher hidden states: expected "
+            "one of each per token"
         )
     if student_head.weight_VH.size(0) != teacher_head.weight_VH.size(0):
         raise ConfigError(
-            f"the student's vocabulary has {student_head.weight_VH.size(0)} words, the teacher's "
-            f"{teacher_head.weight_VH.size(0)}: both must be the same model's"
+            f"the student's vocabulary has {student_head.weight_VH.size(0)} entries, the teacher's "
+            f"{teacher_head.weight_VH.size(0)}: they must be the same"
         )
-    # Autocast would take the sums over the vocabulary in half precision, and cast the head once a chunk.
+    # Cast once here and switch autocast off: it would cast the head once per chunk, and sum over the vocabulary in half
+    # precision.
     kind = student_hidden_NH.device.type
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
@@ -241,13 +247,17 @@ def _at_least_float(logits: Tensor) -> Tensor:
 
 
 def _with_tail(log_p_NV: Tensor, top_NK: Tensor) -> Tensor:
-    """(N, K + 1): the log-probabilities of K words, and of all others together."""
+    """(N, K + 1): the log-probabilities of K tokens, and of all others together."""
     log_tail_N1 = log_p_NV.scatter(-1, top_NK, -math.inf).logsumexp(-1, keepdim=True)
     return torch.cat([log_p_NV.gather(-1, top_NK), log_tail_N1], dim=-1)
 
 
 class _ChunkedDivergence(torch.autograd.Function):
-    """Forward walks the chunks and forms the gradients; backward only scales them."""
+    """The chunked loss. The forward pass also computes the gradients, and the backward pass only scales them.
+
+    That is possible because the loss is a sum over tokens: its gradient is known up to one scalar before backward runs.
+    Autograd would instead keep every chunk's logits, or project all of them a second time.
+    """
 
     @staticmethod
     def forward(
@@ -272,7 +282,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         teacher_top_N = torch.zeros(count, dtype=torch.long, device=hidden_NH.device)
         sampled_log_p_N = None if sampled_N is None else torch.zeros(count, **per_token)
         grad_hidden_NH = torch.zeros_like(hidden_NH) if need_hidden else None
-        # In full precision, since it is a sum over all chunks.
+        # In full precision, since these are sums over all chunks.
         grad_weight_VH = torch.zeros(weight_VH.shape, **per_token) if need_weight else None
         grad_bias_V = torch.zeros(vocabulary, **per_token) if need_bias else None
 
@@ -291,10 +301,11 @@ class _ChunkedDivergence(torch.autograd.Function):
                 if sampled_N is not None and sampled_log_p_N is not None:
                     sampled_log_p_N[at] = result.student_log_p.gather(-1, sampled_N[at, None])[:, 0]
                 if result.grad_logits is not None:
+                    # This block's logits are no longer needed: their gradient takes their place.
                     logits_CV[block] = _through_head(result.grad_logits, logits_CV[block], head)
             if not with_grad:
                 continue
-            grad_CV = logits_CV  # block by block they have taken the logits' place
+            grad_CV = logits_CV
             low_CV = grad_CV.to(weight_VH.dtype)
             if grad_hidden_NH is not None:
                 grad_hidden_NH[rows] = linear(low_CV, weight_VH.T)
@@ -316,6 +327,7 @@ class _ChunkedDivergence(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_total: Tensor, *_: Any
     ) -> tuple[Tensor | None, ...]:
+        # The stored gradients are of the sum; only the factor that divides it (the global count) comes from outside.
         scaled = [
             None if grad is None else (grad * grad_total.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -325,7 +337,7 @@ class _ChunkedDivergence(torch.autograd.Function):
 
 @dataclass(slots=True)
 class _Chunk:
-    """One chunk's values, and the gradient of its sum to the student's logits (after scale and soft cap)."""
+    """The values of a chunk's tokens, and the gradient of their sum to the student's logits (after the soft cap)."""
 
     clipped: Tensor
     unclipped: Tensor
@@ -338,16 +350,16 @@ class _Chunk:
 
 
 def _blocks(logits_CV: Tensor) -> Iterator[slice]:
-    """The chunk's rows: on a CPU a cache's worth at a time; elsewhere all, since a launch costs more than a pass."""
+    """The rows of a chunk to process at once: on a CPU what fits its cache, elsewhere all, to launch fewer kernels."""
     count, vocabulary = logits_CV.shape
     block = max(1, BLOCK_ELEMENTS // vocabulary) if logits_CV.device.type == "cpu" else count
     return (slice(start, min(start + block, count)) for start in range(0, count, block))
 
 
 def _through_head(grad_CV: Tensor, logits_CV: Tensor, head: Head) -> Tensor:
-    """Gradient to h W' + b from the gradient to the logits."""
+    """The gradient to h W' + b, from the gradient to the logits after scale and soft cap."""
     if head.softcap is not None:
-        grad_CV = grad_CV * (1 - (logits_CV / head.softcap) ** 2)
+        grad_CV = grad_CV * (1 - (logits_CV / head.softcap) ** 2)  # tanh' = 1 - tanh^2
     return grad_CV if head.scale == 1.0 else grad_CV * head.scale
 
 
@@ -361,7 +373,7 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
     student_CV, teacher_CV = F.log_softmax(student_logits_CV, dim=-1), F.log_softmax(teacher_logits_CV, dim=-1)
     p_student_CV, p_teacher_CV = student_logits_CV.softmax(-1), teacher_logits_CV.softmax(-1)
     student_entropy, teacher_entropy = -_dot(p_student_CV, student_CV), -_dot(p_teacher_CV, teacher_CV)
-    teacher_top = _likeliest(teacher_logits_CV)
+    teacher_top = _most_likely(teacher_logits_CV)
 
     if spec.top_k is not None and spec.top_k < student_CV.size(-1):
         top_CK = teacher_CV.topk(spec.top_k, dim=-1).indices
@@ -384,12 +396,12 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
 
     grad = None
     if with_grad:
-        # d log p_v / d z_u = [u = v] - p_u, over the words; a bucket's share of a word's pull is p_u / p_bucket.
+        # d log p_v / d z_u = [u = v] - p_u. For the bucket of all others, [u = v] becomes p_u / p_bucket.
         grad_sum = grad_log_p.sum(-1, keepdim=True)
         if top_CK is None:
             grad = grad_log_p.addcmul_(p_student_CV, grad_sum, value=-1.0)
         else:
-            # In the log domain: the tail's probability may underflow although its words' shares of it do not.
+            # In the log domain: the bucket's probability may underflow although the shares in it do not.
             grad = (
                 (student_CV - student[:, -1:]).exp_().mul_(grad_log_p[:, -1:]).scatter_(-1, top_CK, grad_log_p[:, :-1])
             )
@@ -400,22 +412,29 @@ def _chunk(student_logits_CV: Tensor, teacher_logits_CV: Tensor, spec: Divergenc
 
 
 def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:
-    """Row-wise inner product; on an accelerator without holding the (C, V) product."""
+    """The inner product of each row. On an accelerator, einsum avoids holding the (C, V) product."""
     return (a_CV * b_CV).sum(-1) if a_CV.device.type == "cpu" else torch.einsum("cv,cv->c", a_CV, b_CV)
 
 
-def _likeliest(logits_CV: Tensor) -> Tensor:
-    """`argmax`: the first of the greatest, as there."""
+def _most_likely(logits_CV: Tensor) -> Tensor:
+    """Like `argmax(-1)`, which on a CPU is ten times slower than `amax`: so first find the block with the maximum.
+
+    Of equal maxima it returns the first, as `argmax` does.
+    """
     count, vocabulary = logits_CV.shape
-    if logits_CV.device.type != "cpu" or vocabulary % BLOCK_WORDS:
+    if logits_CV.device.type != "cpu" or vocabulary % ARGMAX_BLOCK:
         return logits_CV.argmax(-1)
-    blocks = logits_CV.unflatten(-1, (-1, BLOCK_WORDS))
+    blocks = logits_CV.unflatten(-1, (-1, ARGMAX_BLOCK))
     block_C = blocks.amax(-1).argmax(-1)
-    return block_C * BLOCK_WORDS + blocks[torch.arange(count), block_C].argmax(-1)
+    return block_C * ARGMAX_BLOCK + blocks[torch.arange(count), block_C].argmax(-1)
 
 
 def _zero_above(threshold: float, entries: Tensor, grad: Tensor) -> Tensor:
-    """The gradient where the entry is at most the threshold, else 0: `masked_fill` in one vectorised pass."""
+    """The gradient where the entry is at most the threshold, else 0.
+
+    hardtanh's backward is a `masked_fill` without the mask, in one vectorized pass. It excludes its upper bound, hence
+    the next greater number.
+    """
     least_above = torch.nextafter(torch.tensor(threshold, dtype=entries.dtype), torch.tensor(math.inf)).item()
     return torch.ops.aten.hardtanh_backward(grad, entries, -math.inf, least_above)
 
@@ -423,15 +442,24 @@ def _zero_above(threshold: float, entries: Tensor, grad: Tensor) -> Tensor:
 def _entries(
     student: Tensor, teacher: Tensor, p_student: Tensor, p_teacher: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """The entries l, and dl / d log p_S of each, from log-probabilities and probabilities. Both own their memory."""
+    """The terms l of the divergence, and dl / d log p_S of each.
+
+    Args:
+        student, teacher: Log-probabilities.
+        p_student, p_teacher: The same as probabilities.
+        beta: As in `DivergenceSpec`.
+
+    Returns:
+        Two new tensors, which the caller may overwrite.
+    """
     if beta == 0.0:
         return p_teacher * (teacher - student), -p_teacher
     if beta == 1.0:
         entries = p_student * (student - teacher)
         return entries, entries + p_student
-    # Where both probabilities underflow the entry is below 1e-36 whatever log m is; the clamp keeps it finite.
+    # If both probabilities underflow, the entry is below 1e-36 for any log m. The clamp keeps it finite.
     log_m = torch.add(beta * p_teacher, p_student, alpha=1.0 - beta).clamp_(min=torch.finfo(student.dtype).tiny).log_()
-    # d/dp_S of beta p_T log(p_T/m) + (1-beta) p_S log(p_S/m) is (1-beta) log(p_S/m): the other terms cancel.
+    # The derivative of l to p_S is (1 - beta) log(p_S / m): the terms through m cancel.
     grad_log_p = (student - log_m).mul_(p_student).mul_(1.0 - beta)
     entries = torch.sub(teacher, log_m, out=log_m).mul_(p_teacher).mul_(beta).add_(grad_log_p)
     return entries, grad_log_p

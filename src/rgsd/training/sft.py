@@ -1,8 +1,8 @@
-"""The off-policy control: supervised fine-tuning on what the base model writes when it is shown the rubric.
+"""The off-policy baseline: supervised fine-tuning on responses that the base model writes when it sees the rubric.
 
-RGSD distils the conditioned base policy on the student's own responses. Here the same policy's responses are sampled
-once, and TRL's SFTTrainer, used as it is, trains the student to write them from the prompt alone. What RGSD gains over
-this is what being on-policy is worth.
+RGSD distills the conditioned base policy on the student's own responses. Here the responses of that same policy are
+sampled once, and TRL's SFTTrainer trains the student to write them from the prompt alone. RGSD's lead over this
+baseline is what being on-policy is worth.
 """
 
 from __future__ import annotations
@@ -21,43 +21,47 @@ from rgsd.prompts.messages import PromptSettings, training_rows
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
 from rgsd.rubrics import Example
 from rgsd.settings import setting
-from rgsd.training.checkpoints import CheckpointMixin
+from rgsd.training.checkpoint_mixin import CheckpointMixin
 from rgsd.training.config import settle_device
 
 NOT_IN_LOSS = -100
-"""The label that torch's cross-entropy leaves out."""
+"""The label that torch's cross-entropy ignores."""
 
 
 @dataclass
 class RubricSFTConfig(SFTConfig):
-    """TRL's `SFTConfig` plus how the responses to learn are sampled.
+    """TRL's `SFTConfig`, plus how the responses to learn from are sampled.
 
-    Differs from TRL's defaults: no `max_length` (nothing is cut), `bf16` only where the device has it, `logging_steps`
-    1.
+    Defaults that differ from TRL's: no `max_length` (nothing is truncated), `bf16` only on devices that have it,
+    `logging_steps` 1.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: If a value is out of range.
     """
 
     learning_rate: float = setting(1e-5, "Peak learning rate of AdamW. With LoRA, try 1e-4.")
-    logging_steps: float = setting(1, "Log every so many optimizer steps.")
-    max_length: int | None = setting(None, "Longest sequence in tokens; longer ones are cut. Unset: nothing is cut.")
-    responses_per_prompt: int = setting(1, "Responses sampled from the conditioned base model for each prompt.")
-    temperature: float = setting(1.0, "Temperature at which they are sampled; 0 is greedy.")
-    max_completion_length: int = setting(512, "Longest of them in tokens. A response that was cut off is left out.")
-    drop_leaks: bool = setting(True, "Leave out responses whose answer speaks of the rubric.")
-    mask_thinking: bool = setting(True, "Leave reasoning between the think tags out of the loss.")
-    think_open_tag: str = setting(OPEN_TAG, "What opens reasoning.")
-    think_close_tag: str = setting(CLOSE_TAG, "What closes reasoning.")
-    template: str = setting("paper", "Prompt of the conditioned model: a named template, or your own .jinja file.")
-    show_weights: bool = setting(False, "Show each criterion's weight in it.")
+    logging_steps: float = setting(1, "Log every N optimizer steps.")
+    max_length: int | None = setting(
+        None, "Maximum sequence length in tokens; longer ones are truncated. Unset: no limit."
+    )
+    responses_per_prompt: int = setting(1, "Responses per prompt, sampled from the conditioned base model.")
+    temperature: float = setting(1.0, "Sampling temperature of these responses; 0 is greedy.")
+    max_completion_length: int = setting(512, "Maximum response length in tokens. Truncated responses are dropped.")
+    drop_leaks: bool = setting(True, "Drop responses whose answer mentions the rubric.")
+    mask_thinking: bool = setting(True, "Exclude the reasoning between the think tags from the loss.")
+    think_open_tag: str = setting(OPEN_TAG, "The tag that opens the reasoning.")
+    think_close_tag: str = setting(CLOSE_TAG, "The tag that closes the reasoning.")
+    template: str = setting(
+        "paper", "Template of the conditioned model's prompt: its name, or the path of a .jinja file."
+    )
+    show_weights: bool = setting(False, "Show the weight of each criterion in that prompt.")
     privileged_context: str = setting(
         "rubric",
-        "What the conditioned model sees beside the prompt: the rubric, a reference response, both, another prompt's "
-        "rubric (control), or nothing (control).",
+        "What the conditioned model sees in addition to the prompt: its rubric, a reference response, both, the rubric "
+        "of another prompt (control), or nothing (control).",
         choices=["rubric", "reference", "both", "mismatched", "none"],
     )
-    chat_template_kwargs: dict[str, Any] | str | None = setting(None, "Passed to the chat template.")
+    chat_template_kwargs: dict[str, Any] | str | None = setting(None, "Arguments of the chat template, as JSON.")
 
     def __post_init__(self) -> None:
         settle_device(self)
@@ -67,15 +71,15 @@ class RubricSFTConfig(SFTConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature < 0:
-            raise ConfigError(f"temperature is {self.temperature}: 0 (greedy) or more is wanted")
+            raise ConfigError(f"temperature must be at least 0 (greedy), got {self.temperature}")
         if self.temperature == 0 and self.responses_per_prompt > 1:
             raise ConfigError(
-                f"responses_per_prompt is {self.responses_per_prompt} at temperature 0: greedy responses to a prompt "
-                "are all the same. Raise the temperature, or sample one"
+                f"responses_per_prompt is {self.responses_per_prompt} at temperature 0, but greedy responses to a "
+                "prompt are all the same: raise the temperature, or sample one"
             )
 
     def prompt_settings(self) -> PromptSettings:
-        """The prompt of the conditioned model."""
+        """The settings of the conditioned model's prompt."""
         return PromptSettings(
             template=self.template,
             show_weights=self.show_weights,
@@ -85,18 +89,19 @@ class RubricSFTConfig(SFTConfig):
 
 
 class RubricSFTTrainer(CheckpointMixin, SFTTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """TRL's SFTTrainer with whole checkpoints and exact resume."""
+    """TRL's SFTTrainer with complete checkpoints and exact resume."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionedResponses:
-    """What the conditioned model wrote.
+    """Responses of the base model with the rubric in its prompt, as training rows.
 
     Args:
-        rows: for SFTTrainer: `input_ids` (student's prompt, response, end) and `labels`.
-        n_sampled: responses sampled.
-        n_tokens: of them.
-        n_truncated, n_leaking: left out, because they were cut off or spoke of the rubric.
+        rows: For SFTTrainer: `input_ids` (the student's prompt, response, end of sequence) and `labels`.
+        n_sampled: Number of sampled responses.
+        n_tokens: Their tokens in total.
+        n_truncated: Responses that were dropped because they were truncated.
+        n_leaking: Responses that were dropped because they mention the rubric.
     """
 
     rows: list[dict[str, Any]]
@@ -115,17 +120,17 @@ def sample_conditioned(
     batch_size: int,
     references: dict[str, str] | None = None,
 ) -> ConditionedResponses:
-    """Sample the base model's responses to prompts with rubrics, and make them the targets of the prompts alone.
+    """Sample the base model's responses to prompts with rubrics, as targets for the prompts alone.
 
     Args:
-        model, tokenizer: the base model.
-        examples: the training set.
-        args: how to sample, and what to leave out.
-        batch_size: prompts generated at once.
-        references: example id -> reference response, as in `rgsd.prompts.messages.training_rows`.
+        model, tokenizer: The base model.
+        examples: The training set.
+        args: How to sample, and what to drop.
+        batch_size: Prompts per generation batch.
+        references: Reference responses by example id, as in `rgsd.prompts.messages.training_rows`.
 
     Raises:
-        ConfigError: when no response is left to learn.
+        ConfigError: If no response is left to learn from.
     """
     prompts = training_rows(examples, args.prompt_settings(), references)
     template_kwargs: Any = args.chat_template_kwargs or {}
@@ -136,7 +141,7 @@ def sample_conditioned(
             sampling = SamplingConfig(
                 args.max_completion_length,
                 temperature=args.temperature,
-                # A stream of its own for each draw of each run.
+                # Draws of one run, and runs with neighbouring seeds, must not repeat each other's random numbers.
                 seed=args.seed * 100_003 + draw,
                 chat_template_kwargs=template_kwargs,
                 think_tags=(args.think_open_tag, args.think_close_tag),
@@ -154,9 +159,9 @@ def sample_conditioned(
     n_sampled = len(prompts) * args.responses_per_prompt
     if not any(label != NOT_IN_LOSS for row in rows for label in row["labels"]):
         raise ConfigError(
-            f"of {n_sampled} conditioned responses none is left to learn: {n_truncated} were cut off at "
-            f"{args.max_completion_length} tokens (raise max_completion_length), {n_leaking} speak of the rubric "
-            "(another template may help, or drop_leaks false)"
+            f"none of {n_sampled} conditioned responses is left to learn from: {n_truncated} were truncated at "
+            f"{args.max_completion_length} tokens (raise max_completion_length), {n_leaking} mention the rubric "
+            "(try another template, or drop_leaks false)"
         )
     return ConditionedResponses(rows, n_sampled, n_tokens, n_truncated, n_leaking)
 
@@ -169,13 +174,13 @@ def _leaks(example: Example, response: Response, args: RubricSFTConfig) -> bool:
 def _row(
     prompt: dict[str, Any], response: Response, tokenizer: Any, args: RubricSFTConfig, template_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The student's prompt and the response as token ids, the answer and its end labelled."""
-    before = replay.prompt_ids(tokenizer, prompt["prompt"], template_kwargs)
-    read = replay.replay(
+    """The student's prompt and the response as token ids, with labels for the tokens in the loss only."""
+    prompt_ids = replay.prompt_ids(tokenizer, prompt["prompt"], template_kwargs)
+    replayed = replay.replay(
         response,
         tokenizer,
         think_tags=(args.think_open_tag, args.think_close_tag),
         mask_thinking=args.mask_thinking,
     )
-    labels = [token if kept else NOT_IN_LOSS for token, kept in zip(read.ids, read.in_loss, strict=True)]
-    return {"input_ids": before + read.ids, "labels": [NOT_IN_LOSS] * len(before) + labels}
+    labels = [token if kept else NOT_IN_LOSS for token, kept in zip(replayed.ids, replayed.in_loss, strict=True)]
+    return {"input_ids": prompt_ids + replayed.ids, "labels": [NOT_IN_LOSS] * len(prompt_ids) + labels}

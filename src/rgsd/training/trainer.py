@@ -1,25 +1,24 @@
-"""RGSDTrainer: Rubric-Guided Self-Distillation on TRL's DistillationTrainer.
+"""`RGSDTrainer`: Rubric-Guided Self-Distillation on top of TRL's DistillationTrainer.
 
 One optimizer step (arXiv 2606.12507, section 3):
 
-    _prepare_inputs        rollouts: TRL samples one response a prompt from the student
-                           think-mask, and the one global count of tokens in the loss
+    _prepare_inputs        rollouts: TRL samples one response per prompt from the student
+                           think mask, and the global count of tokens in the loss
                            teacher: (prompt + rubric, response) -> hidden states of the tokens in the loss
     compute_loss           student: (prompt, response) -> hidden states -> chunked divergence -> sum / count
     (TRL, transformers)    backward, optimizer
 
-Rollout and teacher run once a step, over all of its rows; the student runs a micro-batch at a time. Each cuts its own
-rows by length. Letters in names: B rows, T tokens, N tokens in the loss, H hidden width.
+Rollouts and the teacher run once per step over all of its rows; the student runs once per micro-batch. Student and
+teacher each group rows by their own lengths. Letters in names: B rows, T tokens, N tokens in the loss, H hidden width.
 """
 
-# What TRL and transformers leave untyped, or type too loosely to subclass:
+# TRL and transformers leave these untyped, or type them too narrowly to subclass:
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIncompatibleMethodOverride=false
 # pyright: reportCallIssue=false
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,35 +35,41 @@ from trl import DistillationTrainer
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.inference import own_generation_config
-from rgsd.models import adapters, check_finite
+from rgsd.models import adapters
 from rgsd.models.batching import pad_right, partition, predicting_positions, slices
 from rgsd.models.kernels import decoding
 from rgsd.models.kernels.linears import frozen
-from rgsd.models.sharding import whole
 from rgsd.progress import say
-from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.thinking import prompt_opens_thinking, response_mask
-from rgsd.training.checkpoints import CheckpointMixin
+from rgsd.training.checkpoint_mixin import CheckpointMixin
 from rgsd.training.config import RGSDConfig, sampling_notes
+from rgsd.training.heads import base_network, check_head, head_of
 from rgsd.training.loss import Head, chunked_divergence
+from rgsd.training.metrics import StepMetrics
 from rgsd.training.teacher import Teacher
 
 TEACHER_FILE = "teacher.safetensors"
-"""The teacher's moving average, inside a checkpoint."""
+"""The file in a checkpoint that holds the teacher's moving average."""
 
-HEAD_TOLERANCE, HEAD_TOLERANCE_LOW = 1e-3, 0.04
-"""How far head(hidden states) may be from the model's own logits, as a share of the greatest: rounding in float32, and
-in half precision (a few times its epsilon)."""
 N_CHECKED_TOKENS = 16
-"""Tokens of the row on which this is checked."""
+"""How many tokens the head is checked on."""
 
-N_NAMED = 5
-"""How many examples an error names; it counts all of them."""
+MAX_NAMED = 5
+"""How many example ids an error lists at most; it counts all of them."""
 
 
 @dataclass(slots=True)
 class Rollout:
-    """One prompt, as both policies read it, and the student's response to it."""
+    """One prompt, as both policies read it, and the student's response to it.
+
+    Args:
+        student_prompt, teacher_prompt: Token ids.
+        response: Token ids, with the end of sequence.
+        in_loss: For each response token, whether it is in the loss.
+        example_id: For error messages.
+        teacher_hidden_NH: The teacher's hidden states that predict the tokens in the loss.
+        sampler_log_p: The sampler's log-probability of each response token, in nats, where it reported any.
+    """
 
     student_prompt: list[int]
     teacher_prompt: list[int]
@@ -74,24 +79,29 @@ class Rollout:
     teacher_hidden_NH: Tensor | None = None
     sampler_log_p: list[float] | None = None
 
+    def kept(self, per_token: Sequence[Any]) -> list[Any]:
+        """The entries of the tokens in the loss."""
+        return [value for value, keep in zip(per_token, self.in_loss, strict=True) if keep]
+
 
 class RGSDTrainer(CheckpointMixin, DistillationTrainer):
-    """Post-trains a policy on rubrics by distilling it, shown the rubric, into itself, shown the prompt alone.
+    """Distills a policy that sees the rubric into the same policy without it.
 
     Args:
-        model: a model id, a folder, or a loaded (Peft)Model. It is both the student and the teacher.
-        args: an `RGSDConfig`.
-        train_dataset: rows with `prompt` and `teacher_prompt` (chat messages, see
-        `rgsd.prompts.messages.training_rows`) and,
-            for error messages, `example_id`; or a sequence of `Example`, whose teacher prompts are made as `args` say.
-        eval_dataset: the same, for the divergence on held-out prompts.
-        processing_class: the tokenizer; loaded from the model's name when omitted.
-        peft_config: a LoRA configuration; the adapter is the student, the network without it the teacher.
-        other arguments: TRL's.
+        model: A model id, a folder, or a loaded (Peft)Model. It is both student and teacher.
+        args: The settings.
+        train_dataset: Rows with `prompt` and `teacher_prompt` (chat messages, see
+            `rgsd.prompts.messages.training_rows`) and optionally `example_id`, for error messages. Or a sequence of
+            `Example`, whose teacher prompts are made according to `args`.
+        eval_dataset: The same, to measure the divergence on held-out prompts.
+        processing_class: The tokenizer. Loaded by the model's name if omitted.
+        callbacks, optimizers, quantization_config: As in TRL.
+        peft_config: A LoRA configuration. The adapter is the student, the network without it the teacher.
 
     Raises:
-        ConfigError: when the settings, the data or the machine contradict each other.
-        PromptTooLong: when a student's or teacher's prompt exceeds its limit, naming the examples. Nothing is cut.
+        ConfigError: If the settings contradict each other, the data or the machine.
+        PromptTooLong: If a prompt exceeds its limit, naming the examples. Prompts are never truncated.
+        ModelError: If the model's logits are not finite, or not what its head makes of its hidden states.
     """
 
     _tag_names: ClassVar = ["trl", "rgsd"]
@@ -120,11 +130,13 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = RGSDConfig(output_dir=f"{str(name).rstrip('/').split('/')[-1]}-RGSD")
         if isinstance(processing_class, ProcessorMixin):
-            raise ConfigError("RGSD trains on text: pass the processor's tokenizer as processing_class")
+            raise ConfigError(
+                "processing_class is a processor, but RGSD trains on text: pass the processor's tokenizer"
+            )
         if "lm_head" in (getattr(peft_config, "target_modules", None) or ()):
             raise ConfigError(
-                "target_modules name lm_head, but an adapter on the head would get no gradient: the loss reads the "
-                "head's own weight. Leave it out, or train the whole head with modules_to_save (lora_modules_to_save)"
+                "target_modules includes lm_head, but an adapter there would get no gradient: the loss reads the "
+                "head's own weight. Remove it, or train the whole head with modules_to_save (lora_modules_to_save)"
             )
         self._sampler_log_ps: list[list[float]] | None = None
         super().__init__(
@@ -138,7 +150,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._check_machine()
+        self._check_step_size()
         self._check_prompts(self.train_dataset)
         self._check_prompts(self.eval_dataset)
         self._check_head()
@@ -150,99 +162,79 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         self.teacher = Teacher(student, args.teacher_model_kind, args.teacher_update_rate)
         if self._dist.is_zero3 and self.teacher.is_swapped:
             raise ConfigError(
-                "a teacher that is a copy of trained parameters (full training, or teacher_model_kind 'ema') "
-                "does not work "
-                "under DeepSpeed ZeRO-3, whose parameters cannot be swapped in place: use LoRA (use_peft) with "
-                "teacher_model_kind 'base', FSDP2, or ZeRO-2"
+                "full training and teacher_model_kind 'ema' do not work under DeepSpeed ZeRO-3: the teacher is a copy "
+                "of trained parameters, and ZeRO-3's cannot be swapped in place. Use LoRA (use_peft) with "
+                "teacher_model_kind 'base', or FSDP2, or ZeRO-2"
             )
         self._teacher_head: Head | None = None
         self._base_weights: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor | float] = {}
-        self._most_apart = 0.0
-        self._seconds: dict[str, float] = {}
+        self._step_metrics = StepMetrics()
         self._example_ids: list[str] = []
-        self.add_callback(_StepEnd(self))
+        self.add_callback(_StepEndCallback(self))
 
-    # --- Checks before anything runs ----------------------------------------------------------------------------
+    # --- Checks before training ---------------------------------------------------------------------------------
 
-    def _check_machine(self) -> None:
+    def _check_step_size(self) -> None:
         args, rows = self.args, self.train_dataset
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         if rows is not None and hasattr(rows, "__len__") and len(rows) < per_step:
             raise ConfigError(
                 f"a step takes {per_step} prompts (per_device_train_batch_size x gradient_accumulation_steps x "
-                f"processes), the training set has {len(rows)}: lower one of the former, or add prompts"
+                f"processes), but the training set has {len(rows)}: lower one of these settings, or add prompts"
             )
 
     def _check_prompts(self, rows: Any) -> None:
-        """Refuse prompts that the model or the settings have no room for, all at once, before training."""
+        """Refuse prompts that are too long, all at once and before training, rather than one by one during it."""
         if rows is None or not hasattr(rows, "__len__"):
             return
-        for name, limit in (("prompt", self.args.max_prompt_length), ("teacher_prompt", self.args.max_teacher_length)):
+        for column_name, setting in (("prompt", "max_prompt_length"), ("teacher_prompt", "max_teacher_length")):
+            limit = getattr(self.args, setting)
             room = self._room_for_prompt() if limit is None else limit
             if room is None:
                 continue
-            column = rows[name]
-            ids = rows["example_id"] if "example_id" in rows.column_names else list(range(len(column)))
-            lengths = [len(t) for t in self._tokenize_messages(list(column))]
-            long = [(i, n) for i, n in zip(ids, lengths, strict=True) if n > room]
-            if long:
-                named = ", ".join(f"{i} ({n:,} tokens)" for i, n in long[:N_NAMED])
-                setting = "max_prompt_length" if name == "prompt" else "max_teacher_length"
-                whose = "student" if name == "prompt" else "teacher"
+            prompts = list(rows[column_name])
+            ids = rows["example_id"] if "example_id" in rows.column_names else list(range(len(prompts)))
+            lengths = [len(tokens) for tokens in self._tokenize_messages(prompts)]
+            too_long = [(i, n) for i, n in zip(ids, lengths, strict=True) if n > room]
+            if too_long:
+                named = ", ".join(f"{i} ({n:,} tokens)" for i, n in too_long[:MAX_NAMED])
+                remedy = (
+                    "lower max_completion_length, or remove these examples; the model has no more positions"
+                    if limit is None
+                    else f"raise {setting}, or remove these examples"
+                )
                 raise PromptTooLong(
-                    f"{len(long)} {whose} prompts are longer than the limit of {room:,} tokens: {named}"
-                    f"{', ...' if len(long) > N_NAMED else ''}. Prompts are never cut: "
-                    + (
-                        "lower max_completion_length or leave these examples out, since the model has no more positions"
-                        if limit is None
-                        else f"raise {setting}, or leave these examples out"
-                    )
+                    f"{len(too_long)} {'student' if column_name == 'prompt' else 'teacher'} prompts exceed the limit "
+                    f"of {room:,} tokens: {named}{', ...' if len(too_long) > MAX_NAMED else ''}. "
+                    f"Prompts are never truncated: {remedy}"
                 )
 
     def _check_head(self) -> None:
-        """Refuse a model whose logits are not what the loss makes of its hidden states: on one short row, by the first
-        process, where it has all weights and can run them."""
+        """Check on one short row that the head of the loss gives the model's own logits (`heads.check_head`)."""
         student = self.accelerator.unwrap_model(self.model)
         is_elsewhere = any(p.is_meta or p.device.type != self.accelerator.device.type for p in student.parameters())
         if self.args.process_index != 0:
             return
         if self._dist.is_zero3 or is_elsewhere:
-            say("The head is not checked against the model's own logits: this process does not hold the weights yet")
+            say("Skipping the check of the model's head: this process does not hold the weights yet")
             return
         ids = self._tokenizer.encode("What helps with a cough?", add_special_tokens=False)[:N_CHECKED_TOKENS]
         ids_BT = torch.tensor([ids or [self._tokenizer.eos_token_id]], device=self.accelerator.device)
-        every_BT = torch.ones_like(ids_BT)
-        batch = {"input_ids": ids_BT, "attention_mask": every_BT, "predicting_BT": every_BT.bool()}
+        mask_BT = torch.ones_like(ids_BT)
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "predicting_BT": mask_BT.bool()}
         was_training = student.training
         student.eval()
         try:
             with torch.no_grad(), self.accelerator.autocast():
-                raw_NV = student(input_ids=ids_BT, attention_mask=every_BT, use_cache=False).logits[0]
+                own_NV = student(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0]
                 hidden_NH = self._hidden(student, batch)
-                head_NV = _head(student).logits(hidden_NH)
+                head_NV = head_of(student).logits(hidden_NH)
         finally:
             student.train(was_training)
-        own_NV = raw_NV.float()
-        if not bool(torch.isfinite(own_NV.amax(-1)).all()):
-            check_finite(student, self.model.config._name_or_path)
-            raise ModelError(
-                f"the logits of {self.model.config._name_or_path!r} are not finite, although its weights are: load it "
-                "in bfloat16 or float32"
-            )
-        tolerance = HEAD_TOLERANCE if raw_NV.dtype == head_NV.dtype == hidden_NH.dtype else HEAD_TOLERANCE_LOW
-        apart_NV = torch.where(own_NV == head_NV, 0.0, (own_NV - head_NV).abs())
-        if float(apart_NV.max()) > tolerance * float(own_NV.abs().max()):
-            worst = int(apart_NV.argmax())
-            network = student.get_base_model() if isinstance(student, PeftModel) else student
-            raise ModelError(
-                f"the model's own logit of a token is {float(own_NV.flatten()[worst]):.6g}, but its head gives "
-                f"{float(head_NV.flatten()[worst]):.6g} for the same hidden state: {type(network).__name__} does "
-                "more in its forward pass than apply the head (and the scale or soft cap that its config names), so "
-                "the loss would be another model's. RGSD does not support this architecture"
-            )
+        check_head(student, self.model.config._name_or_path, own_NV, hidden_NH, head_NV)
 
     def _room_for_prompt(self) -> int | None:
+        """Positions that the model has left for a prompt, or None if its positions are unlimited."""
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return None if positions is None else positions - (self.max_completion_length or 0)
 
@@ -252,6 +244,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
     # --- Rollouts -----------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        # In evaluation, transformers passes one batch at a time. In training, TRL passes the rows of the whole step to
+        # each of its micro-batches: the first makes the rollouts for all.
         if not self.model.training:
             return self._micro_batches(self._rollouts(generation_batch), groups=1)[0]
         groups = self.args.gradient_accumulation_steps
@@ -260,8 +254,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         return self._buffered_inputs[self._step % groups]
 
     def _rollouts(self, rows: Sequence[Mapping[str, Any]]) -> list[Rollout]:
-        """Sample a response to each row's prompt, and decide which of its tokens are in the loss."""
-        with self._timed("rollout"):
+        """Sample a response to each prompt, and decide which of its tokens are in the loss."""
+        with self._step_metrics.timed("rollout"):
             prompt_ids, responses, *_ = self._generate([row["prompt"] for row in rows])
         teacher_ids = self._tokenize_messages([row["teacher_prompt"] for row in rows])
         rollouts = [
@@ -269,9 +263,9 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             for row, p, t, r in zip(rows, prompt_ids, teacher_ids, responses, strict=True)
         ]
         for rollout, log_p in zip(rollouts, self._sampler_log_ps or (), strict=self._sampler_log_ps is not None):
-            # Not where an end was added to a response that an engine returned without one.
+            # Lengths differ where an engine returned nothing and an end of sequence was put in its place.
             rollout.sampler_log_p = log_p if len(log_p) == len(rollout.response) else None
-        self._note_rollouts(rows, rollouts)
+        self._step_metrics.add_rollouts(rows, rollouts, self._tokenizer, self.eos_token_ids)
         return rollouts
 
     def _in_loss(self, prompt: list[int], response: list[int]) -> list[bool]:
@@ -291,63 +285,67 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
     ):
         student = self.accelerator.unwrap_model(self.model)
         was_training = student.training
-        student.eval()  # dropout has no place in a rollout
+        student.eval()  # no dropout in rollouts
         self._sampler_log_ps = None
         try:
             with own_generation_config(student, self.generation_config):
                 responses = None if self.use_vllm or multimodal_fields else self._decoded(student, prompt_ids)
                 if responses is None:
-                    with self._merged(student), self._noting_engine():
+                    with self._merged(student), self._keeping_engine_log_ps():
                         responses = super()._generate_single_turn(
                             prompt_ids, images, multimodal_fields, has_tool_images
                         )
         finally:
             student.train(was_training)
-        # An engine may leave the end of sequence out; a response of nothing else would be no response at all.
+        # Engines may omit the end of sequence, and a response of nothing else would be empty.
         return [list(ids) or [self._tokenizer.eos_token_id] for ids in responses]
 
     def _decoded(self, student: nn.Module, prompt_ids: Sequence[list[int]]) -> list[list[int]] | None:
-        """Rollouts by the decode loop of `rgsd.models.kernels`, in the precision of the student's own forward
-        pass; None where it
-        does not apply. In float32 it merges LoRA into copies of the weights; in half precision, never."""
+        """Sample with the decode loop of `rgsd.models.kernels`, or return None where it does not apply.
+
+        It reads the weights in the precision of the student's own forward pass. In float32 it merges LoRA into copies
+        of the weights; in half precision it never merges.
+        """
         if not (self.args.merge_lora_for_rollouts and self._mergeable(student)):
             return None
+        log_ps: dict[int, list[float]] = {}
         with self.accelerator.autocast():
-            log_ps: dict[int, list[float]] = {}
-            found = decoding.generate(student, prompt_ids, self.generation_config, log_ps.__setitem__)
-        is_scored = found is not None and len(log_ps) == len(found)
-        if found is not None and is_scored and self.generation_config.do_sample:
-            self._sampler_log_ps = [log_ps[i] for i in range(len(found))]
-        return found
+            responses = decoding.generate(student, prompt_ids, self.generation_config, log_ps.__setitem__)
+        # A greedy token's log-probability says nothing about how far sampling is from the loss.
+        if responses is not None and len(log_ps) == len(responses) and self.generation_config.do_sample:
+            self._sampler_log_ps = [log_ps[i] for i in range(len(responses))]
+        return responses
 
     @contextmanager
-    def _noting_engine(self) -> Iterator[None]:
-        """Keep the log-probabilities that vLLM returns with its tokens, which TRL asks it for and throws away."""
+    def _keeping_engine_log_ps(self) -> Iterator[None]:
+        """Keep vLLM's log-probabilities of its tokens. TRL's trainer requests them, but drops them."""
         engine = self.vllm_generation if self.use_vllm else None
         if engine is None:
             yield
             return
-        of_trl, asked = engine.generate, engine.logprobs
+        trl_generate, trl_logprobs = engine.generate, engine.logprobs
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            out = of_trl(*args, **kwargs)
-            if out[2] is not None:
-                # One a token; None, where vLLM's was NaN, becomes NaN again, and is left out of the means.
-                self._sampler_log_ps = [[math.nan if t[0] is None else t[0] for t in row] for row in out[2]]
-            return out
+            output = trl_generate(*args, **kwargs)
+            if output[2] is not None:
+                # TRL turns vLLM's NaN into None. It becomes NaN again here, and the means leave it out.
+                self._sampler_log_ps = [[math.nan if t[0] is None else t[0] for t in row] for row in output[2]]
+            return output
 
-        engine.generate, engine.logprobs = generate, 0
+        engine.generate, engine.logprobs = generate, 0  # 0: of the sampled token only
         try:
             yield
         finally:
-            del engine.generate
-            engine.logprobs = asked
+            del engine.generate  # the class's method shows again
+            engine.logprobs = trl_logprobs
 
     @contextmanager
     def _merged(self, student: nn.Module) -> Iterator[None]:
-        """LoRA merged while transformers samples, a fifth faster, where the base weights are float32. Merged into half
-        precision, most of a small update would be lost, and the rollouts would come from another policy than the
-        student. (vLLM gets copies: see `checkpoints.CheckpointMixin`.)"""
+        """Merge LoRA while transformers samples, which saves a fifth of the time, if the base weights are float32.
+
+        In half precision, rounding would lose most of a small update, and the rollouts would come from a policy other
+        than the student. (vLLM gets merged copies: see `CheckpointMixin._send_exact_merges`.)
+        """
         wanted = self.args.merge_lora_for_rollouts and not self.use_vllm and isinstance(student, PeftModel)
         if not (wanted and self._mergeable(student) and adapters.merges_exactly(student)):
             yield
@@ -361,8 +359,11 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
 
     @contextmanager
     def _base_weights_kept(self, student: nn.Module) -> Iterator[None]:
-        """Frozen base weights put back bit for bit after a merge: unmerging subtracts, so that they, and with them the
-        teacher, would drift by a rounding error a step. The copy is in the host's memory, made once."""
+        """Restore the frozen base weights bit for bit on exit. The copy is made once, in host memory.
+
+        Unmerging subtracts what merging added, so the base weights, and with them the teacher, would drift by a
+        rounding error per step.
+        """
         if not self._base_weights:
             self._base_weights = {n: w.to("cpu", copy=True) for n, w in _merged_into(student)}
         try:
@@ -380,18 +381,19 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
     def _micro_batches(self, rollouts: list[Rollout], groups: int) -> list[dict[str, Any]]:
         """The student's micro-batches, each with the teacher's hidden states of its tokens."""
         self._run_teacher(rollouts, groups)
-        local = torch.tensor(sum(sum(r.in_loss) for r in rollouts), device=self.accelerator.device)
-        count = self.accelerator.gather(local).sum()
+        device = self.accelerator.device
+        # Of the whole step and all processes: how rows are split over micro-batches then changes no gradient.
+        count = self.accelerator.gather(torch.tensor(sum(sum(r.in_loss) for r in rollouts), device=device)).sum()
         lengths = [len(r.student_prompt) + len(r.response) for r in rollouts]
         batches = []
         for group in partition(lengths, groups):
             rows = [rollouts[i] for i in group]
             batch = self._batch(rows, [r.student_prompt for r in rows])
             batch["teacher_hidden_NH"] = torch.cat([r.teacher_hidden_NH for r in rows])
-            sampled = [t for r in rows for t, keep in zip(r.response, r.in_loss, strict=True) if keep]
-            batch["sampled_N"] = torch.tensor(sampled, dtype=torch.long, device=self.accelerator.device)
-            log_ps = [p for r in rows for p, keep in zip(_log_p_of(r), r.in_loss, strict=True) if keep]
-            batch["sampler_log_p_N"] = torch.tensor(log_ps, dtype=torch.float32, device=self.accelerator.device)
+            sampled = [token for r in rows for token in r.kept(r.response)]
+            batch["sampled_N"] = torch.tensor(sampled, dtype=torch.long, device=device)
+            log_ps = [p for r in rows for p in r.kept(r.sampler_log_p or [math.nan] * len(r.response))]
+            batch["sampler_log_p_N"] = torch.tensor(log_ps, dtype=torch.float32, device=device)
             batch["num_items_in_batch"] = count
             batch["example_ids"] = [r.example_id for r in rows]
             batches.append(batch)
@@ -409,11 +411,11 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         }
 
     def _run_teacher(self, rollouts: list[Rollout], groups: int) -> None:
-        """Each rollout's teacher states: one pass over all rows of the step, cut by the teacher's own lengths."""
+        """Give each rollout the teacher's hidden states. One pass per step, grouped by the teacher's own lengths."""
         student = self.accelerator.unwrap_model(self.model)
         lengths = [len(r.teacher_prompt) + len(r.response) for r in rollouts]
         own = student.get_output_embeddings().weight
-        with self._timed("teacher"), self.teacher.active(), self.accelerator.autocast(), frozen(student):
+        with self._step_metrics.timed("teacher"), self.teacher.active(), self.accelerator.autocast(), frozen(student):
             layer = student.get_output_embeddings()
             weight, bias = layer.weight, layer.bias
             for group in partition(lengths, groups):
@@ -422,24 +424,26 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
                 hidden_NH = self._forward_redirection(self.model_wrapped, student, self._teacher_states, student, batch)
                 for row, states in zip(rows, hidden_NH.split([sum(r.in_loss) for r in rows]), strict=True):
                     row.teacher_hidden_NH = states
-        # A trained head has another value in the teacher than in the student. Where they are one, and cut among
-        # processes, the student's own pass gathers it.
+        # A trained head differs between teacher and student, so the teacher's is kept for the loss. A sharded head that
+        # both share is not: the student's own pass gathers it anyway, and another copy would cost its memory.
         is_gathered_anyway = isinstance(weight, DTensor) and weight is own and not self.teacher.has_copy_of(weight)
         self._teacher_head = (
-            None if is_gathered_anyway else _head(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
+            None if is_gathered_anyway else head_of(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
         )
 
     def _teacher_states(self, student: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         layer = student.get_output_embeddings()
-        # FSDP2 ends its forward pass when the last module of a group has run, and the head is in a group.
+        # FSDP2 ends a group's forward pass when the last module of the group has run. The head is in a group, so it has
+        # to run too, although only its input is needed.
         return self._forward_redirection(layer, layer, lambda hidden_NH: hidden_NH, self._hidden(student, batch))
 
     def _hidden(self, unwrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(N, H): the final hidden states that predict the tokens in the loss, row by row."""
-        network = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # all processes must run as many passes
-        states = []
+        network = base_network(unwrapped)
+        # Each pass gathers sharded weights, so all processes must run the same number of passes: one.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         kind = batch["input_ids"].device.type
+        states = []
         for rows in [slice(None)] if sharded else slices(batch["attention_mask"].sum(-1).tolist(), kind):
             mask_BT = batch["attention_mask"][rows]
             longest = mask_BT.size(1) if sharded else int(mask_BT.sum(-1).max())
@@ -454,12 +458,12 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
         student = self.accelerator.unwrap_model(model)
         self._example_ids = inputs["example_ids"]
-        # The redirection runs past the forward pass that accelerate wrapped, and so past its autocast.
+        # The redirection bypasses the forward pass that accelerate wrapped in autocast.
         with self.accelerator.autocast(), frozen(student):
             loss = self._forward_redirection(model, student, self._divergence_loss, student, inputs)
         self._check_before_backward(loss, self._example_ids)
         if not self.model.training:
-            self._flush("eval")
+            self._log_step("eval")
         return (loss, {}) if return_outputs else loss
 
     def _examples_of(self, inputs: Any) -> list[str]:
@@ -467,16 +471,16 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
 
     def _divergence_loss(self, student: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         hidden_NH, layer = self._hidden(student, inputs), student.get_output_embeddings()
-        # Through the head's own forward, which is where FSDP2 and DeepSpeed gather its weight.
+        # FSDP2 and DeepSpeed gather the head's weight in its own forward pass, so the loss runs inside it.
         return self._forward_redirection(layer, layer, self._divergence_of, hidden_NH, student, inputs)
 
     def _divergence_of(self, hidden_NH: Tensor, student: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        head = _head(student)
+        head = head_of(student)
         teacher_head = head if self._teacher_head is None else self._teacher_head
         sampled_N = inputs["sampled_N"]
         result = chunked_divergence(hidden_NH, head, inputs["teacher_hidden_NH"], teacher_head, self._spec, sampled_N)
-        self._note_loss(result, sampled_N, inputs["sampler_log_p_N"])
-        # DDP and FSDP average over processes; the count is already global.
+        self._step_metrics.add_loss(result, sampled_N, inputs["sampler_log_p_N"])
+        # DDP and FSDP average gradients over processes, but the count is already global.
         return result.total * self.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
 
     # --- Resume -------------------------------------------------------------------------------------------------
@@ -492,123 +496,37 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         path = folder / TEACHER_FILE
         if not path.is_file():
             raise ModelError(
-                f"{folder} has no {TEACHER_FILE}: it was not saved with teacher_model_kind 'ema'. "
-                "Resume with the teacher_model_kind that the run had"
+                f"{folder} has no {TEACHER_FILE}, so it was not saved with teacher_model_kind 'ema': resume with the "
+                "run's own teacher_model_kind"
             )
         self.teacher.load_state_dict(load_file(path))
 
-    # --- What is logged -----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        _wait_for_device()
-        start = time.perf_counter()
-        yield
-        _wait_for_device()
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+    # --- Metrics ------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        before = self._seconds.get("rollout", 0.0) + self._seconds.get("teacher", 0.0)
-        start = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        spent = time.perf_counter() - start
-        inner = self._seconds.get("rollout", 0.0) + self._seconds.get("teacher", 0.0) - before
-        self._seconds["student"] = self._seconds.get("student", 0.0) + spent - inner
-        self._seconds["student_done"] = time.perf_counter()
-        return loss
+        """Run one micro-batch, timed."""
+        with self._step_metrics.student_timed():
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # What an evaluation takes is no part of the next step's seconds and sums.
-        kept = self._seconds, self._sums, self._most_apart
-        self._seconds, self._sums, self._most_apart = {}, {}, 0.0
+        """Evaluate, with metrics of its own: its time and tokens do not count towards the next training step."""
+        of_training, self._step_metrics = self._step_metrics, StepMetrics()
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            self._seconds, self._sums, self._most_apart = kept
+            self._step_metrics = of_training
 
-    def _add(self, **sums: Tensor | float) -> None:
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def _note_rollouts(self, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> None:
-        # The reasoning is not part of what a reader sees.
-        answers = [[t for t, keep in zip(r.response, r.in_loss, strict=True) if keep] for r in rollouts]
-        texts = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
-        leaks = 0
-        for row, text in zip(rows, texts, strict=True):
-            prompt = row["prompt"]
-            question = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
-            leaks += mentions_rubric(text, question)
-        tokens = sum(len(r.response) for r in rollouts)
-        self._add(
-            rows=len(rollouts),
-            leaks=leaks,
-            response_tokens=tokens,
-            read_tokens=sum(2 * len(r.response) + len(r.student_prompt) + len(r.teacher_prompt) for r in rollouts),
-            masked_tokens=tokens - sum(sum(r.in_loss) for r in rollouts),
-            truncated=sum(not r.response or r.response[-1] not in self.eos_token_ids for r in rollouts),
-        )
-
-    def _note_loss(self, result: Any, sampled_N: Tensor, sampler_log_p_N: Tensor) -> None:
-        apart_N = (result.sampled_log_p_N - sampler_log_p_N).abs()
-        apart_N = apart_N[apart_N.isfinite()]
-        self._add(scored=apart_N.numel(), log_p_apart=apart_N.sum())
-        if apart_N.numel():
-            self._most_apart = max(self._most_apart, float(apart_N.max()))
-        self._add(
-            tokens=float(result.count),
-            clipped=result.clipped_N.sum(),
-            unclipped=result.unclipped_N.sum(),
-            is_clipped=result.is_clipped_N.sum(),
-            student_entropy=result.student_entropy_N.sum(),
-            teacher_entropy=result.teacher_entropy_N.sum(),
-            agreement=(result.teacher_top_N == sampled_N).sum(),
-        )
-
-    def _flush(self, mode: str, seconds: Mapping[str, float] | None = None) -> None:
-        """One step's sums, over all processes, into the log's means."""
-        names = sorted(self._sums)
-        local = torch.tensor([float(self._sums[n]) for n in names], dtype=torch.float64).to(
-            torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-        )
-        total = self.accelerator.gather(local.to(self.accelerator.device)[None]).sum(0)
-        s = dict(zip(names, total.tolist(), strict=True))
-        most_apart = self.accelerator.gather(local.new_tensor([self._most_apart]).to(self.accelerator.device)).max()
-        self._sums, self._most_apart = {}, 0.0
-        tokens, rows = max(s.get("tokens", 0), 1), max(s.get("rows", 0), 1)
-        values = {
-            "divergence": s.get("unclipped", 0) / tokens,
-            "clipped_divergence": s.get("clipped", 0) / tokens,
-            "clipped_share": s.get("is_clipped", 0) / tokens,
-            "masked_share": s.get("masked_tokens", 0) / max(s.get("response_tokens", 0), 1),
-            "student_entropy": s.get("student_entropy", 0) / tokens,
-            "teacher_entropy": s.get("teacher_entropy", 0) / tokens,
-            "agreement": s.get("agreement", 0) / tokens,
-            "response_length": s.get("response_tokens", 0) / rows,
-            "truncated_share": s.get("truncated", 0) / rows,
-            "leak_rate": s.get("leaks", 0) / rows,
-        }
-        if s.get("scored"):
-            # TRL's names in its GRPOTrainer.
-            values["sampling/sampling_logp_difference/mean"] = s["log_p_apart"] / s["scored"]
-            values["sampling/sampling_logp_difference/max"] = float(most_apart)
-        if seconds:
-            values |= {f"seconds/{phase}": value for phase, value in seconds.items()}
-            values["tokens_per_second"] = s.get("read_tokens", 0) / max(sum(seconds.values()), 1e-9)
-        for name, value in values.items():
+    def _log_step(self, mode: str, seconds: Mapping[str, float] | None = None) -> None:
+        for name, value in self._step_metrics.averages(self.accelerator, seconds).items():
             self._metrics[mode][name].append(value)
+        self._step_metrics = StepMetrics()
 
     def _end_of_step(self) -> None:
         self.teacher.update()
-        _wait_for_device()
-        done = self._seconds.pop("student_done", None)
-        seconds = {phase: self._seconds.get(phase, 0.0) for phase in ("rollout", "teacher", "student")}
-        seconds["update"] = 0.0 if done is None else time.perf_counter() - done
-        self._seconds = {}
-        self._flush("train", seconds)
+        self._log_step("train", self._step_metrics.end_step())
 
 
-class _StepEnd(TrainerCallback):
+class _StepEndCallback(TrainerCallback):
     def __init__(self, trainer: RGSDTrainer) -> None:
         self._trainer = trainer
 
@@ -617,7 +535,7 @@ class _StepEnd(TrainerCallback):
 
 
 def _as_rows(data: Any, args: RGSDConfig) -> Any:
-    """A dataset with `prompt` and `teacher_prompt`; examples get their teacher prompts made here."""
+    """The data as a dataset with `prompt` and `teacher_prompt`; for `Example`s, both are made here."""
     from datasets import Dataset, IterableDataset  # heavy, and only needed here
 
     from rgsd.prompts.messages import training_rows
@@ -632,8 +550,8 @@ def _as_rows(data: Any, args: RGSDConfig) -> Any:
         if columns is None or {"prompt", "teacher_prompt"} <= set(columns):
             return data
         raise ConfigError(
-            f"the dataset has the columns {sorted(columns)}; 'prompt' and 'teacher_prompt' (chat messages) are wanted. "
-            "Make them with rgsd.prompts.messages.training_rows, or pass the Examples that rgsd.data.load returns"
+            f"the dataset has the columns {sorted(columns)}, but needs 'prompt' and 'teacher_prompt' (chat messages): "
+            "make them with rgsd.prompts.messages.training_rows, or pass the Examples that rgsd.data.load returns"
         )
     raise ConfigError(
         f"train_dataset and eval_dataset must be a datasets.Dataset with 'prompt' and 'teacher_prompt', or a non-empty "
@@ -642,38 +560,8 @@ def _as_rows(data: Any, args: RGSDConfig) -> Any:
 
 
 def _merged_into(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The frozen weights that a merge changes. Trained ones (LoRA's `bias="all"`) belong to the optimizer."""
+    """The frozen weights that a merge changes. Trained ones (LoRA with `bias="all"`) belong to the optimizer."""
     for name, layer in adapters.layers(model):
         for own, parameter in layer.get_base_layer().named_parameters(recurse=False):
             if not parameter.requires_grad:
                 yield f"{name}.{own}", parameter.detach()
-
-
-def _log_p_of(rollout: Rollout) -> list[float]:
-    """The sampler's log-probability of each response token; NaN where it gave none."""
-    return rollout.sampler_log_p or [math.nan] * len(rollout.response)
-
-
-def _head(student: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Head:
-    """The student's head, or one with other values, with the logit post-processing read as TRL reads it."""
-    if weight is None:
-        layer = student.get_output_embeddings()
-        weight, bias = layer.weight, layer.bias
-    config = student.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(whole(weight), None if bias is None else whole(bias), _logit_scale(config), softcap)
-
-
-def _logit_scale(config: Any) -> float:
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse, Falcon-H1
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
-    divisor = getattr(config, "logits_scaling", None)  # Granite and MiniCPM3 divide; HyperCLOVA X multiplies
-    if divisor is None:
-        return 1.0
-    return divisor if config.model_type == "hyperclovax" else 1.0 / divisor
-
-
-def _wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -14,8 +14,8 @@ from rgsd.errors import RunError
 from rgsd.progress import say
 from rgsd.redaction import without_credentials
 from rgsd.runs import METRICS, RECORD, ROLLOUTS, Run, create_run, open_run
-from rgsd.training.changes import PROCESSES, Change, changes, recorded
-from rgsd.training.checkpoints import agree, checkpoints, step_of, trim_lines
+from rgsd.training.changes import PROCESSES, Change, allowed_changes, recorded
+from rgsd.training.checkpoints import agree_on_checkpoint, list_checkpoints, step_of, trim_lines
 from rgsd.workflows.recipe import Recipe
 
 _LATER = frozenset({"control", "report"})
@@ -73,7 +73,7 @@ def open_training_run(recipe: Recipe) -> OpenedRun:
     resume = bool(recipe.training.resume_from_checkpoint)
     folder = Path(str(recipe.training.output_dir))
     is_finished = (folder / RECORD).is_file() and open_run(folder).meta.get("status") == "finished"
-    if resume and is_finished and not checkpoints(folder):
+    if resume and is_finished and not list_checkpoints(folder):
         raise RunError(
             f"the run in {folder} is finished and has no checkpoint to resume from: start again with --overwrite, or "
             "choose another output_dir"
@@ -138,7 +138,7 @@ def changed_settings(recipe: Recipe, folder: Path) -> list[Change]:
             f"{folder} holds a run of kind {kind!r}, this is {recipe.kind!r}: choose another output_dir, or replace "
             "the run with --overwrite"
         )
-    return changes(
+    return allowed_changes(
         old.settings | {PROCESSES: old.meta.get(PROCESSES, n_processes)},
         without_credentials(recipe.settings()) | {PROCESSES: n_processes},
         recipe.defaults(),
@@ -154,7 +154,7 @@ def checkpoint_to_resume(run: Run, args: Any) -> Path | None:
     """
     if not args.resume_from_checkpoint:
         return None
-    checkpoint = agree(args.output_dir, args.resume_from_checkpoint)
+    checkpoint = agree_on_checkpoint(args.output_dir, args.resume_from_checkpoint)
     step = 0 if checkpoint is None else step_of(checkpoint)
     if args.process_index == 0:
         # `train_runtime` marks the summary that a finished run logs last.
