@@ -91,7 +91,7 @@ def rgsd_trainer(
     class Timed(RGSDTrainer):
         def _decoded(self, student: Any, prompt_ids: Any) -> list[list[int]]:
             draws_BT = torch.rand(len(prompt_ids), max(wanted), dtype=torch.float64)
-            what = decoding.Plan(Sampling(1.0), (), max(wanted))
+            what = decoding.DecodingSettings(Sampling(1.0), (), max(wanted))
             with decoding.ready(student, len(prompt_ids)):
                 return decoding.decode(
                     student, prompt_ids, what, rows=len(prompt_ids), draws=lambda i: draws_BT[i], limits=wanted

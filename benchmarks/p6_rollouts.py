@@ -56,7 +56,7 @@ def _compared(model: Any, prompts: list[list[int]], config: GenerationConfig, ro
     def ours() -> dict[str, float]:
         torch.manual_seed(next(seeds))
         at = time.perf_counter(), time.process_time()
-        what = decoding.plan(model, config)
+        what = decoding.decoding_settings(model, config)
         assert what is not None
         draws_BT = torch.rand(len(prompts), what.max_new_tokens, dtype=torch.float64)
         with decoding.ready(model, rows):

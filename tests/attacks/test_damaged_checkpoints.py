@@ -121,15 +121,15 @@ def test_links_copies_and_additions(two, tmp_path):
     (good.parent / "checkpoint-8" / MANIFEST).write_text(json.dumps(manifest | {"step": 8}))
     assert last_complete(good.parent, told.append) == last
     assert "belongs to run another" in told[0]
-    assert "is a link" in told[1]
-    with pytest.raises(RunError, match="is a link"):
+    assert "checkpoint-6" in told[1]
+    with pytest.raises(RunError, match="checkpoint-6"):
         find_checkpoint(good.parent, str(good.parent / "checkpoint-6"))
     (last / "pytorch_model_fsdp.bin").write_bytes(b"other weights")
-    assert "was added" in str(problem_of(last))
+    assert "pytorch_model_fsdp.bin" in str(problem_of(last))
     (last / "pytorch_model_fsdp.bin").unlink()
     (last / "optimizer.pt").unlink()
     (last / "optimizer.pt").symlink_to(good / "optimizer.pt")
-    assert "optimizer.pt is not a plain file" in str(problem_of(last))
+    assert "optimizer.pt" in str(problem_of(last))
 
 
 @pytest.mark.slow
@@ -144,5 +144,5 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before_and_ends_the_same(tmp_
     harm(tmp_path / "run" / "checkpoint-5" / kind)
     code, text = run([*argv, "--resume_from_checkpoint", "true"], tmp_path)
     assert code == 0, text
-    assert "Passing over checkpoint-5" in text
+    assert "Skipping checkpoint-5" in text
     assert_same(outcome(tmp_path / "run", 5), want)

@@ -85,7 +85,7 @@ def test_rollouts_of_a_half_precision_model_come_from_the_student(
     tmp_path, tokenizer, examples, monkeypatch, fast, bf16
 ):
     """Sampling runs base and adapter separately, so its logits are the student's, including the update."""
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     monkeypatch.setenv("RGSD_FAST", "1" if fast else "0")
     trainer = trainer_of(tmp_path, tokenizer, examples, peft_config=LORA, bf16=bf16)
     student = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -120,7 +120,7 @@ def test_rollouts_of_a_half_precision_model_come_from_the_student(
 
 
 def test_packed_layers_are_pefts_in_each_precision(tokenizer, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     student, _ = student_of(tokenizer, std=0.3)
     ids = torch.arange(3, 40)[None]
     for low in (None, torch.bfloat16):

@@ -29,7 +29,7 @@ from transformers import (
 
 from rgsd.errors import ConfigError
 from rgsd.models.kernels import decoding, linears, products
-from rgsd.models.kernels.sampling import BLOCK, LIKELIEST, Sampling, pick
+from rgsd.models.kernels.sampling import BLOCK, TOP_ENTRIES, Sampling, pick
 
 SMALL = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -94,9 +94,9 @@ def test_greedy_tokens_are_those_of_generate(kind, config):
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 40])
 def test_how_many_rows_decode_at_once_changes_no_token(rows, monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 3)  # the cache must grow
+    monkeypatch.setattr(decoding, "INITIAL_ROOM", 3)  # the cache must grow
     model = made(*COVERED[0])
-    what = decoding.Plan(Sampling(1.0), (5, 11), 24)
+    what = decoding.DecodingSettings(Sampling(1.0), (5, 11), 24)
     draws = torch.rand(13, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     order = []
 
@@ -129,7 +129,7 @@ def test_lora_is_added_in_and_nothing_is_left_behind():
 
 
 def test_packed_layers_give_what_plain_ones_give(monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     model = get_peft_model(made(*COVERED[1]), copy.deepcopy(LORA))  # Qwen2 has biases
     stir_adapters(model, 0.3, biases=True)
     model.eval()
@@ -148,7 +148,7 @@ def test_packed_layers_give_what_plain_ones_give(monkeypatch):
 
 
 def test_frozen_layers_give_the_values_and_gradients_of_plain_ones(monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     model = get_peft_model(made(*COVERED[1]), LoraConfig(r=4, target_modules="all-linear"))
     stir_adapters(model, 0.3, biases=True)
     ids = torch.tensor(prompts(1)[:1])
@@ -185,7 +185,7 @@ def test_frozen_layers_give_the_values_and_gradients_of_plain_ones(monkeypatch):
 
 
 def test_a_product_that_needs_a_gradient_has_one(monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     x, weight = torch.randn(5, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
     products.linear(x, weight).square().sum().backward()
     want = 2 * (x @ weight.T) @ weight
@@ -199,7 +199,7 @@ def test_a_product_that_needs_a_gradient_has_one(monkeypatch):
 
 def test_where_there_is_no_onednn_or_no_memory_torch_does_it(monkeypatch):
     want = decoding.generate(made(*COVERED[0]), prompts(), settings())
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     monkeypatch.setattr(linears, "MEMORY_SHARE", 0.0)
     assert decoding.generate(made(*COVERED[0]), prompts(), settings()) == want
     monkeypatch.setattr(products, "has_onednn", lambda: False)
@@ -317,7 +317,7 @@ def test_the_draw_inverts_the_cumulative_distribution():
 
 
 def test_a_flat_row_is_sorted_whole_where_top_p_wants_more_than_the_likeliest():
-    flat = torch.zeros(4 * LIKELIEST)
+    flat = torch.zeros(4 * TOP_ENTRIES)
     peaked = flat.clone()
     peaked[9] = 30.0
     draws = torch.tensor([0.999999, 0.5], dtype=torch.float64)
@@ -325,7 +325,7 @@ def test_a_flat_row_is_sorted_whole_where_top_p_wants_more_than_the_likeliest():
     assert both[1].item() == 9
     assert pick(flat[None], draws[:1], Sampling(top_p=0.9)).item() == both[0].item()
     n_kept = (shares(flat, Sampling(top_p=0.9), n=20000) > 0).sum().item()
-    assert 0.88 * 4 * LIKELIEST < n_kept <= 0.9 * 4 * LIKELIEST + 1
+    assert 0.88 * 4 * TOP_ENTRIES < n_kept <= 0.9 * 4 * TOP_ENTRIES + 1
 
 
 def test_what_is_picked_depends_on_the_rows_own_draw_alone():

@@ -40,7 +40,7 @@ PLACES = {
     "model loaded": ("rgsd.models:load_model", "after"),
     "merged": ("rgsd.models.adapters:merge_and_unload", "after"),
     "weights of an export": ("transformers:PreTrainedModel.save_pretrained", "after"),
-    "export written": ("rgsd.models:save_model", "after"),
+    "export written": ("rgsd.models.exporting:save_model", "after"),
     "judge's reply": ("rgsd.judges.cache:ReplyCache.put", "after"),
     "before a file's rename": ("pathlib:Path.replace", "before"),
     "task written": ("rgsd.lab.running:write_jsonl", "after"),

@@ -208,7 +208,7 @@ def test_never_more_than_a_chunk_of_logits():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "word"),
+    ("kwargs", "field"),
     [
         ({"beta": 1.5}, "beta"),
         ({"clip": "both"}, "clip"),
@@ -218,8 +218,8 @@ def test_never_more_than_a_chunk_of_logits():
         ({"chunk_tokens": -1}, "chunk_tokens"),
     ],
 )
-def test_settings_out_of_range_are_refused(kwargs, word):
-    with pytest.raises(ConfigError, match=word):
+def test_settings_out_of_range_are_refused(kwargs, field):
+    with pytest.raises(ConfigError, match=field):
         DivergenceSpec(**kwargs)
 
 

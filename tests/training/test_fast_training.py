@@ -33,7 +33,7 @@ def test_fast_products_and_slices_change_no_gradient(tmp_path, tokenizer, exampl
     monkeypatch.setenv("RGSD_FAST", "0")
     plain = gradient(tmp_path, tokenizer, examples, peft_config=peft)
     monkeypatch.setenv("RGSD_FAST", "1")
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     monkeypatch.setitem(batching.PASS_TOKENS, "cpu", 0)
     passes = []
     real = RGSDTrainer._hidden
@@ -110,7 +110,7 @@ def test_lora_added_in_place_is_pefts_lora(bias, monkeypatch):
     want_grads = torch.autograd.grad((want * pull).sum(), [x, *trained])
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "LEAST_WEIGHT", 1)
+        patch.setattr(products, "MIN_WEIGHT", 1)
         patch.setattr(
             linears, "_adapted_forward", lambda *a, real=linears._adapted_forward: calls.append(a) or real(*a)
         )
@@ -138,7 +138,7 @@ def test_lora_added_in_place_is_pefts_lora(bias, monkeypatch):
     ],
 )
 def test_other_lora_is_left_to_peft(change, monkeypatch):
-    monkeypatch.setattr(products, "LEAST_WEIGHT", 1)
+    monkeypatch.setattr(products, "MIN_WEIGHT", 1)
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Linear(12, 20))
     model = get_peft_model(layer, LoraConfig(r=3, lora_dropout=0.1, target_modules=["0"]))

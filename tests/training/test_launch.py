@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_trls_configurations_go_by_their_names(name):
 
 
 def test_an_unknown_configuration_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"'fsdp3' is neither a file nor one of ddp, fsdp1, fsdp2"):
+    with pytest.raises(ConfigError, match=r"'fsdp3'.*ddp, fsdp1, fsdp2"):
         config_file("fsdp3")
 
 
@@ -70,9 +71,9 @@ def test_accelerate_is_told_what_was_asked(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"num_processes": 3, "num_machines": 2, "machine_rank": 0, "main_process_ip": "a"}, "cannot be shared evenly"),
-        ({"num_processes": 4, "num_machines": 2}, "need --machine_rank"),
-        ({"num_processes": 16}, "16 processes a machine are asked for, this one has 8"),
+        ({"num_processes": 3, "num_machines": 2, "machine_rank": 0, "main_process_ip": "a"}, "num_processes 3"),
+        ({"num_processes": 4, "num_machines": 2}, "--machine_rank"),
+        ({"num_processes": 16}, "16 processes.* 8 accelerators"),
     ],
 )
 def test_contradictions_are_refused(monkeypatch, settings, match):
@@ -83,7 +84,7 @@ def test_contradictions_are_refused(monkeypatch, settings, match):
 
 def test_a_machine_without_accelerators_must_be_told_how_many(monkeypatch):
     monkeypatch.setattr(launch, "_accelerators", lambda: 0)
-    with pytest.raises(ConfigError, match="say how many processes"):
+    with pytest.raises(ConfigError, match="num_processes"):
         arguments(accelerate_config="ddp")
 
 
@@ -221,8 +222,8 @@ def test_a_process_that_dies_ends_the_launch_with_its_code(tmp_path, tokenizer):
     recipe = make_world(tmp_path, tokenizer, **FULL)
     code, text = run(*two(recipe, "ddp", "--output_dir", "/proc/rgsd"))
     assert code == 1
-    assert "cannot write the run folder" in text
-    assert "its reason stands above" in text
+    assert "/proc/rgsd" in text
+    assert re.search(r"process \d exited with code 1", text)
 
 
 @pytest.mark.slow

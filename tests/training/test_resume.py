@@ -117,7 +117,7 @@ def test_a_grpo_checkpoint_inside_a_rollouts_use_is_refused(tmp_path, tokenizer,
 
     recipe = make_world(tmp_path, tokenizer, **{**GRPO, "num_iterations": 2, "save_steps": 1})
     assert main(["grpo", "--config", str(recipe), "--output_dir", str(tmp_path / "run")]) == 1
-    assert "take a multiple of 2" in capsys.readouterr().err
+    assert "save_steps" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -176,10 +176,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path):
     (tmp_path / "checkpoint-draft").mkdir()
     told = []
     assert last_complete(tmp_path, told.append) == good
-    assert [t.split(":")[0] for t in told] == [f"Passing over checkpoint-{n}" for n in (10, 8, 6, 4)]
-    assert "has 2 bytes, 4 were written" in told[3]
-    assert "is missing" in told[2]
-    assert "cannot be read" in told[0]
+    assert [t.split(":")[0] for t in told] == [f"Skipping checkpoint-{n}" for n in (10, 8, 6, 4)]
+    assert "weights has 2 bytes" in told[3]
+    assert "weights is missing" in told[2]
+    assert MANIFEST in told[0]
     assert find_checkpoint(tmp_path, True, told.append) == find_checkpoint(tmp_path, "true", told.append) == good
     assert find_checkpoint(tmp_path, "false") is find_checkpoint(tmp_path, None) is None
     assert find_checkpoint(tmp_path / "nothing", True) is None
@@ -188,18 +188,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path):
 def test_a_named_checkpoint_must_be_whole(tmp_path):
     damaged = checkpoint(tmp_path, 4, weights="abcd")
     (damaged / "weights").write_text("ab")
-    with pytest.raises(RunError, match="is damaged: weights has 2 bytes"):
+    with pytest.raises(RunError, match="weights has 2 bytes"):
         find_checkpoint(tmp_path, str(damaged))
-    with pytest.raises(RunError, match="there is no checkpoint"):
+    with pytest.raises(RunError, match="checkpoint-5"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-5"))
     (tmp_path / "other").mkdir()
-    with pytest.raises(RunError, match="is not named checkpoint-N"):
+    with pytest.raises(RunError, match="other"):
         find_checkpoint(tmp_path, str(tmp_path / "other"))
     foreign = tmp_path / "checkpoint-7"
     foreign.mkdir()
     told = []
     assert find_checkpoint(tmp_path, str(foreign), told.append) == foreign
-    assert "was not saved by rgsd" in told[0]
+    assert told[0].startswith("checkpoint-7")
     assert problem_of(foreign)
 
 
@@ -239,5 +239,5 @@ def test_a_checkpoint_that_falls_between_is_a_config_error():
     from rgsd.training.checkpoint_mixin import check_alignment
 
     check_alignment(4, 2)
-    with pytest.raises(ConfigError, match="multiple of 2"):
+    with pytest.raises(ConfigError, match="save_steps is 3"):
         check_alignment(3, 2)

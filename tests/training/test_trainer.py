@@ -262,29 +262,27 @@ def test_resuming_an_ema_run_from_a_checkpoint_without_it_is_refused(tmp_path, t
     trainer = scripted(tmp_path, tokenizer, examples, save_strategy="steps", save_steps=2)
     trainer.train()
     again = scripted(tmp_path, tokenizer, examples, teacher_model_kind="ema", max_steps=4)
-    with pytest.raises(ModelError, match="was not saved with teacher_model_kind 'ema'"):
+    with pytest.raises(ModelError, match="teacher_model_kind 'ema'"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_training(tmp_path, tokenizer, examples):
-    with pytest.raises(
-        PromptTooLong, match=r"8 teacher prompts .* limit of 50 tokens: e0 \(.*raise max_teacher_length"
-    ):
+    with pytest.raises(PromptTooLong, match=r"8 teacher prompts.* 50 tokens: e0 \(.*max_teacher_length"):
         scripted(tmp_path, tokenizer, examples, max_teacher_length=50)
-    with pytest.raises(PromptTooLong, match=r"student prompts .* limit of 5 tokens"):
+    with pytest.raises(PromptTooLong, match=r"student prompts.* 5 tokens"):
         scripted(tmp_path, tokenizer, examples, max_prompt_length=5)
-    with pytest.raises(PromptTooLong, match="no more positions"):
+    with pytest.raises(PromptTooLong, match="max_completion_length"):
         scripted(tmp_path, tokenizer, examples, max_completion_length=1020)
 
 
 def test_fewer_prompts_than_a_step_takes_is_refused(tmp_path, tokenizer, examples):
-    with pytest.raises(ConfigError, match=r"a step takes 16 prompts.*the training set has 8"):
+    with pytest.raises(ConfigError, match=r"16 prompts.*training set has 8"):
         scripted(tmp_path, tokenizer, examples, gradient_accumulation_steps=8)
 
 
 def test_a_dataset_without_the_columns_is_refused(tmp_path, tokenizer):
     data = Dataset.from_list([{"prompt": "x", "rubric": ["y"]}])
-    with pytest.raises(ConfigError, match="'prompt' and 'teacher_prompt'"):
+    with pytest.raises(ConfigError, match="'teacher_prompt'"):
         scripted(tmp_path, tokenizer, data)
 
 
@@ -295,7 +293,7 @@ def test_a_dataset_without_the_columns_is_refused(tmp_path, tokenizer):
         ({"clip": "both"}, "clip"),
         ({"privileged_context": "nothing"}, "privileged_context"),
         ({"template": "no-such"}, "no-such"),
-        ({"generation_kwargs": {"num_return_sequences": 4}}, "one response"),
+        ({"generation_kwargs": {"num_return_sequences": 4}}, "num_return_sequences=4"),
         ({"think_open_tag": " "}, "think_open_tag"),
         ({"max_teacher_length": 0}, "max_teacher_length"),
     ],

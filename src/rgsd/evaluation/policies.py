@@ -139,7 +139,7 @@ def load_policy(ref: RunRef, settings: MeasureConfig) -> tuple[Any, Any]:
         name, revision, dtype = ref.source, settings.model_revision, settings.dtype
         if ref.is_run:
             run = open_run(name)
-            models.ignored_trust(run, settings.trust_remote_code)
+            models.warn_of_ignored_trust(run, settings.trust_remote_code)
             name, revision = base_of(run), run.settings.get("model_revision") or "main"
             dtype = (run.settings.get("dtype") or "float32") if dtype == "auto" else dtype
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}

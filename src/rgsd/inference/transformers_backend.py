@@ -148,10 +148,10 @@ class TransformersGenerator:
         # The loop has no repetition penalty.
         if self.sampling.repetition_penalty != 1.0 or not decoding.covers(self.model):
             return False
-        plan = decoding.Plan(self._kernel_sampling(), tuple(self._ends()), self.sampling.max_new_tokens)
+        settings = decoding.DecodingSettings(self._kernel_sampling(), tuple(self._ends()), self.sampling.max_new_tokens)
         rows = max(1, min(self.batch_size, len(ids)))
         with decoding.ready(self.model, rows):
-            decoding.decode(self.model, ids, plan, rows=rows, draws=lambda i: self._draws(seeds[i]), done=finish)
+            decoding.decode(self.model, ids, settings, rows=rows, draws=lambda i: self._draws(seeds[i]), done=finish)
         return True
 
     def _kernel_sampling(self) -> Sampling:

@@ -1,8 +1,8 @@
-"""Adapters and trained weights in the precision they need: float32, so that no small update is lost to rounding.
+"""Adapters and trained weights in float32, so that rounding loses no small update.
 
-A bfloat16 weight has 8 significant bits. An update below 1/512 of the weight rounds away, which is where LoRA and AdamW
-live for their first steps. So trained parameters are float32 (`use_float32_master_weights`), adapters are merged in
-float32 and into copies (`merged`), and a rounded merge states what it lost (`Kept`).
+A bfloat16 weight has 8 significant bits, so an update below 1/512 of the weight rounds away. The first steps of LoRA
+and AdamW are that small. Trained parameters are therefore float32 (`use_float32_master_weights`), adapters are merged
+in float32 and into copies (`merged`), and a merge that rounds reports what it lost (`Kept`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rgsd.errors import ConfigError, ModelError
 from rgsd.models.sharding import whole
 
 HALF = (torch.bfloat16, torch.float16)
-"""The precisions in which a weight loses small updates."""
-N_NAMED = 3
-"""How many parameters an error names."""
+"""The dtypes in which a weight loses small updates."""
+MAX_NAMED = 3
+"""How many parameters an error lists at most."""
 
 
 # --- What is trained ----------------------------------------------------------------------------------------------
@@ -33,14 +33,16 @@ N_NAMED = 3
 
 @torch.no_grad()
 def use_float32_master_weights(model: nn.Module) -> int:
-    """Turn half-precision trainable parameters into float32, in place. Returns the number of parameters changed.
+    """Convert half-precision trainable parameters to float32, in place. Call it before creating the optimizer.
 
-    Call it before the optimizer is made. peft makes its adapters float32 by itself (`autocast_adapter_dtype=True`);
-    they arrive in half precision when that was switched off, when the model was cast afterwards, or from TRL, which
-    casts the adapters of a quantized model to bfloat16.
+    PEFT already makes its adapters float32 (`autocast_adapter_dtype=True`). They arrive in half precision if that was
+    disabled, if the model was cast afterwards, or from TRL, which casts the adapters of quantized models to bfloat16.
+
+    Returns:
+        The number of parameters changed.
 
     Raises:
-        ConfigError: when trained parameters share layers with frozen half-precision ones, as trained biases and
+        ConfigError: If trained parameters share a layer with frozen half-precision ones, as trained biases and
             `modules_to_save` do: such a layer cannot multiply two precisions.
     """
     half = {n: p for n, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
@@ -51,19 +53,24 @@ def use_float32_master_weights(model: nn.Module) -> int:
     others = [n for n, p in half.items() if id(p) not in of_adapters]
     if others and any(not p.requires_grad and p.dtype in HALF for p in model.parameters()):
         kinds = sorted({str(half[n].dtype).removeprefix("torch.") for n in others})
-        named = ", ".join(others[:N_NAMED]) + (", ..." if len(others) > N_NAMED else "")
+        named = ", ".join(others[:MAX_NAMED]) + (", ..." if len(others) > MAX_NAMED else "")
         raise ConfigError(
-            f"{len(others)} trained parameters are {' and '.join(kinds)} beside frozen ones ({named}): half precision "
-            "loses most updates of a training step. Load the model with dtype float32 (bf16 true still computes in "
-            "bfloat16), or train LoRA adapters alone"
+            f"{len(others)} trained parameters are {' and '.join(kinds)}, in layers with frozen ones ({named}): half "
+            "precision loses most of each update. Load the model with dtype float32 (with bf16 true it still computes "
+            "in bfloat16), or train only LoRA adapters"
         )
     for parameter in half.values():
         parameter.data = parameter.data.float()
     return len(half)
 
 
+def base_network(model: Any) -> Any:
+    """The transformers model inside a PeftModel, with its adapters in place, or any other model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def is_quantized(model: Any) -> bool:
-    """Whether bitsandbytes holds the base weights in 4 or 8 bits."""
+    """Whether bitsandbytes stores the base weights in 4 or 8 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
@@ -74,46 +81,47 @@ def is_quantized(model: Any) -> bool:
 class Kept:
     """How much of the adapters' update a rounded merge kept.
 
-    With U the update in float32 and V the difference between the rounded merged weight and the base weight, `share` is
-    <V, U> / <U, U> over all layers: 1 when nothing was lost, 0 when rounding returned the base weights.
+    With U the update in float32, and V the difference between the rounded merged weight and the base weight, `share` is
+    <V, U> / <U, U> over all layers: 1 if nothing was lost, 0 if rounding gave back the base weights.
     """
 
     wanted: float = 0.0
     found: float = 0.0
 
     def add(self, base: Tensor, merged: Tensor, rounded: Tensor) -> None:
-        """Count one weight: the base, the float32 merge, and that merge as it is stored."""
+        """Count one weight: its base value, the float32 merge, and that merge as stored."""
         update = merged.float() - base.float()
         self.wanted += float(update.double().square().sum())
         self.found += float(((rounded.float() - base.float()).double() * update.double()).sum())
 
     @property
     def share(self) -> float:
-        """The share of the update that is left; 1 for an update of zero."""
+        """The share of the update that survives; 1 for an update of zero."""
         return self.found / self.wanted if self.wanted else 1.0
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every layer that carries adapters (peft's `BaseTunerLayer`), with its name."""
+    """All layers with adapters (PEFT's `BaseTunerLayer`), with their names."""
     return ((name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
 
 
 @torch.no_grad()
 def merged(layer: Any, base: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The parameters of a layer's base with the active adapters merged in, in float32. The layer is left as it is.
+    """The parameters of a layer's base, in float32, with the active adapters merged in. The layer stays unchanged.
 
     Args:
-        layer: with adapters of any kind that peft can merge. Parameters that FSDP2 shards are gathered: every process
-            must call.
-        base: values to merge into, where they are at hand already; by default the base layer's own.
+        layer: A layer with any adapters that PEFT can merge. Parameters that FSDP2 shards are gathered, so every
+            process must call.
+        base: Values to merge into, by name, in place of the base layer's own.
     """
     own = dict(layer.get_base_layer().named_parameters(recurse=False))
     values = {id(p): (base or {}).get(n) for n, p in own.items()}
-    # Copies of everything but the parameters, which are handed over in float32.
+    # deepcopy's memo replaces each parameter by its float32 value, so PEFT's own merge runs on a float32 copy of the
+    # layer: every kind of adapter is supported, and the layer itself is never written to.
     memo: dict[int, Any] = {}
     for p in layer.parameters():
-        given = values.get(id(p))
-        value = whole(p.detach()) if given is None else given
+        base_value = values.get(id(p))
+        value = whole(p.detach()) if base_value is None else base_value
         memo[id(p)] = nn.Parameter(value.detach().to(torch.float32, copy=True), requires_grad=False)
     scratch: Any = copy.deepcopy(layer, memo)
     if not scratch.merged:
@@ -122,8 +130,11 @@ def merged(layer: Any, base: dict[str, Tensor] | None = None) -> dict[str, Tenso
 
 
 def merges_exactly(model: nn.Module) -> bool:
-    """Whether merging in place loses nothing but float32 rounding: base weights are float32, and none of them is shared
-    with a module that has no adapter (a head tied to the embedding)."""
+    """Whether merging in place loses nothing but float32 rounding.
+
+    That holds if the base weights are float32, and none is shared with a module without an adapter, as a head tied to
+    the embedding is.
+    """
     owners: dict[int, int] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -134,26 +145,25 @@ def merges_exactly(model: nn.Module) -> bool:
 
 @contextmanager
 def saved_without_the_hub() -> Iterator[None]:
-    """Within it, peft saves adapters without asking the hub for the base model's config at each save.
+    """Keep PEFT from asking the Hub for the base model's config whenever it saves an adapter.
 
-    It asks to learn whether the vocabulary was resized, which rgsd never does; and it asks for any name, `nano` or a
-    folder's, as if it were a hub id.
+    It asks to learn whether the vocabulary was resized, which rgsd never does, and takes every name for a Hub id, even
+    `nano` or a folder.
     """
     from peft.utils import save_and_load
 
-    theirs = save_and_load.check_file_exists_on_hf_hub
-    save_and_load.check_file_exists_on_hf_hub = lambda *args, **kwargs: None  # None: could not be found out
+    original = save_and_load.check_file_exists_on_hf_hub
+    save_and_load.check_file_exists_on_hf_hub = lambda *args, **kwargs: None  # None means "unknown"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find a config file")
             yield
     finally:
-        save_and_load.check_file_exists_on_hf_hub = theirs
+        save_and_load.check_file_exists_on_hf_hub = original
 
 
 def policy(model: Any) -> Any:
-    """The model to sample from and to read logits of: adapters merged where that is exact, and left unmerged where
-    rounding would lose part of the update."""
+    """The model with its adapters merged if that is exact, otherwise unmerged, so that rounding loses no update."""
     if isinstance(model, PeftModel) and merges_exactly(model):
         return model.merge_and_unload()  # pyright: ignore[reportCallIssue]
     return model
@@ -161,9 +171,14 @@ def policy(model: Any) -> Any:
 
 @torch.no_grad()
 def merge_and_unload(model: PeftModel, dtype: torch.dtype) -> tuple[Any, Kept]:
-    """The plain model with adapters merged in float32, one layer at a time, and each weight rounded once to `dtype`.
+    """Merge adapters in float32, one layer at a time, and round each weight once.
 
-    The model given is used up. A head that was tied to the embedding is untied when only one of them has an adapter.
+    Args:
+        model: The model, which is used up. A head tied to the embedding is untied if only one of them has an adapter.
+        dtype: Of the merged weights.
+
+    Returns:
+        The plain model, and what rounding kept of the update.
     """
     kept = Kept()
     for _, layer in layers(model):
@@ -172,7 +187,7 @@ def merge_and_unload(model: PeftModel, dtype: torch.dtype) -> tuple[Any, Kept]:
         for name, value in merged(layer).items():
             rounded = value.to(dtype)
             kept.add(before[name], value, rounded)
-            # A new parameter, so that a weight tied to this one keeps its value.
+            # A new parameter: writing in place would also change a weight that is tied to this one.
             setattr(base, name, nn.Parameter(rounded, requires_grad=False))
     plain: Any = model.unload()  # pyright: ignore[reportCallIssue]
     plain = plain.to(dtype)
@@ -188,17 +203,20 @@ def merge_and_unload(model: PeftModel, dtype: torch.dtype) -> tuple[Any, Kept]:
 def merged_values(
     model: PeftModel, values: Callable[[], Iterable[tuple[str, Tensor]]], kept: Kept | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """What `values` yields, with adapters merged in float32 into copies, each rounded once to its base weight's dtype.
+    """The pairs that `values` yields, with adapters merged in float32 and each weight rounded once to its own dtype.
 
-    TRL 1.16 merges adapters into the base weights in place while it sends them, and subtracts them again: in bfloat16
-    both steps round, so the base weights drift unless someone restores them. Here its merge is switched off while
-    `values` runs, and what it yields for adapted layers is replaced.
+    TRL 1.16 merges adapters into the base weights in place while it sends them, and subtracts them again. In bfloat16
+    both steps round, so the base weights would drift. Here its merge is disabled while `values` runs, and the values of
+    adapted layers are replaced.
 
     Args:
-        model: whose parameters `values` walks.
-        values: names as the engine knows them ("model.layers.0.mlp.up_proj.weight") and whole base weights.
-        kept: counts what rounding to the engine's precision costs. A float32 weight is counted as bfloat16, in which
-            engines serve unless told otherwise.
+        model: The model whose parameters `values` walks.
+        values: Yields the engine's names ("model.layers.0.mlp.up_proj.weight") with full base weights.
+        kept: Counts what rounding to the engine's precision costs. A float32 weight counts as bfloat16, in which
+            engines serve by default.
+
+    Raises:
+        ModelError: If an adapted layer has no weight of its own among the values.
     """
     adapted = {
         name.removeprefix("base_model.model.").replace("_checkpoint_wrapped_module.", ""): layer
@@ -219,8 +237,8 @@ def merged_values(
             yield name, full.to(value.dtype)
     if missing := sorted(adapted.keys() - sent):
         raise ModelError(
-            f"{len(missing)} adapted layers have no weight of their own to send to the inference engine, first "
-            f"{missing[0]!r}: a head that is tied to the embedding cannot differ from it there. Leave it out of "
+            f"{len(missing)} layers with adapters have no weights of their own to send to the inference engine, first "
+            f"{missing[0]!r}: there, a head tied to the embedding cannot differ from it. Remove the head from "
             "lora_target_modules, or sample without vLLM"
         )
 
@@ -234,13 +252,16 @@ def _merging_off(model: Any) -> Iterator[None]:
         del model.merge_adapter, model.unmerge_adapter
 
 
-# --- Reading a half-precision model in float32 --------------------------------------------------------------------
+# --- Computing in float32 with a half-precision model -------------------------------------------------------------
 
 
 @contextmanager
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Within it, a half-precision model computes in float32, one layer's weights at a time: it measures what the
-    weights say, without the rounding of half-precision activations, and without a float32 copy of the model."""
+    """Make a half-precision model compute in float32, one layer's weights at a time.
+
+    The logits then depend only on the weights and not on the rounding of activations, without a float32 copy of the
+    whole model.
+    """
     held: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
 
     def before(module: nn.Module, *_: Any) -> None:
@@ -259,6 +280,6 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        while held:  # a forward pass that failed
+        while held:  # left over if a forward pass raised
             failed, half = held.pop()
             failed._parameters.update(half)

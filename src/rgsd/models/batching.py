@@ -1,8 +1,8 @@
-"""Sequences into micro-batches by length.
+"""Groups rows into micro-batches by length.
 
 TRL fixes how many micro-batches a step has (`gradient_accumulation_steps`); this module decides which rows share one.
-Rows are sorted by length and cut into contiguous groups, so that short rows are not padded to long ones. Since the loss
-is a sum divided once by the global token count, how rows are grouped changes no gradient.
+Rows are sorted by length and cut into contiguous groups, so that short rows are not padded to long ones. The loss is a
+sum divided once by the global token count, so the grouping changes no gradient.
 
 Letters in names: B rows, T tokens.
 """
@@ -20,18 +20,18 @@ from torch import Tensor
 from rgsd.errors import ConfigError
 
 EXACT_ROWS = 1024
-"""Up to so many rows the best cut is searched for; above, groups are of equal row counts (the search is quadratic)."""
+"""The most rows for which the best cut is searched, in quadratic time. Beyond it, groups have equal numbers of rows."""
 
 PASS_TOKENS = {"cpu": 64}
-"""What a forward and backward pass of its own costs, in tokens: by the kind of device. Measured on a CPU with 135M
-parameters (docs/BENCHMARKS.md)."""
+"""The fixed cost of a forward and backward pass, in tokens, by type of device. Measured on a CPU with 135M parameters
+(docs/BENCHMARKS.md)."""
 ACCELERATOR_PASS_TOKENS = 1024
-"""The same for every other kind, which wants many tokens at once. Not measured."""
+"""The same for all other devices, which need many tokens at once to be efficient. An estimate, not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """Right-padded rows: a causal model's states of the real tokens do not see what comes after them."""
+    """Right-padded rows. In a causal model, real tokens do not attend to the padding after them."""
 
     ids_BT: Tensor
     mask_BT: Tensor
@@ -40,22 +40,21 @@ class Padded:
 def partition(lengths: Sequence[int], groups: int) -> list[list[int]]:
     """Cut rows into exactly `groups` groups with the fewest padded tokens.
 
-    No group is larger (rows x longest row) than the largest of an equal split would be, so that sorting by length
-    never costs memory.
+    No group is larger (rows x longest row) than the largest group of an equal split, so sorting never costs memory.
 
     Args:
-        lengths: tokens of each row.
-        groups: how many groups, each of one row at least.
+        lengths: Tokens of each row.
+        groups: Number of groups, each of at least one row.
 
     Returns:
-        The rows' indices, group by group, shortest rows first.
+        The indices of each group's rows, shortest rows first.
 
     Raises:
-        ConfigError: when there are fewer rows than groups.
+        ConfigError: If there are fewer rows than groups.
     """
     count = len(lengths)
     if not 1 <= groups <= count:
-        raise ConfigError(f"cannot cut {count} rows into {groups} micro-batches of at least one row each")
+        raise ConfigError(f"cannot split {count} rows into {groups} micro-batches of at least one row each")
     order = sorted(range(count), key=lambda row: lengths[row])
     if count > EXACT_ROWS:
         bounds = [count * group // groups for group in range(groups + 1)]
@@ -65,10 +64,10 @@ def partition(lengths: Sequence[int], groups: int) -> list[list[int]]:
 
 
 def _best_bounds(sorted_lengths: np.ndarray, groups: int) -> list[int]:
-    """Dynamic programme over where each group starts: least total area under the cap on one group's area."""
+    """The bounds of the groups, by dynamic programming: the least total area, with a cap on each group's area."""
     count = len(sorted_lengths)
     rows = np.arange(count + 1)
-    # area[i, j]: rows i..j-1 padded to the longest of them, row j-1.
+    # area[i, j]: tokens of rows i to j-1, padded to the longest of them, row j-1.
     area = (rows[None, :] - rows[:, None]) * np.concatenate([[0], sorted_lengths])[None, :]
     cap = -(-count // groups) * sorted_lengths[-1]
     impossible = np.iinfo(np.int64).max // 4
@@ -85,28 +84,30 @@ def _best_bounds(sorted_lengths: np.ndarray, groups: int) -> list[int]:
 
 
 def slices(sorted_lengths: Sequence[int], device: str = "cpu") -> list[slice]:
-    """Cut rows that are sorted by length into contiguous slices, a pass each, of the least cost: the tokens that are
-    computed, padding included, and `PASS_TOKENS` a pass. Unsorted rows are left in one.
+    """Cut rows that are sorted by length into contiguous slices, one forward pass each, at the least cost.
+
+    The cost is the number of computed tokens, including padding, plus `PASS_TOKENS` per pass. Unsorted rows stay in one
+    slice.
 
     Args:
-        sorted_lengths: tokens of each row.
-        device: the kind of device that computes.
+        sorted_lengths: Tokens of each row.
+        device: The type of device that computes.
     """
     count = len(sorted_lengths)
     if count > EXACT_ROWS or any(a > b for a, b in itertools.pairwise(sorted_lengths)):
         return [slice(0, count)]
     a_pass = PASS_TOKENS.get(device, ACCELERATOR_PASS_TOKENS)
-    # cost[stop]: the least for the rows before `stop`; the last of their slices begins at starts[stop].
+    # cost[stop]: the least cost of the rows before `stop`, whose last slice begins at starts[stop].
     cost, starts = np.zeros(count + 1, dtype=np.int64), np.zeros(count + 1, dtype=np.int64)
     for stop in range(1, count + 1):
         through = cost[:stop] + (stop - np.arange(stop)) * sorted_lengths[stop - 1]
         starts[stop] = through.argmin()
         cost[stop] = through[starts[stop]] + a_pass
-    cut, stop = [], count
+    cuts, stop = [], count
     while stop:
-        cut.append(slice(int(starts[stop]), stop))
+        cuts.append(slice(int(starts[stop]), stop))
         stop = int(starts[stop])
-    return cut[::-1]
+    return cuts[::-1]
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
@@ -123,15 +124,15 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
 def predicting_positions(
     prompt_lengths: Sequence[int], loss_masks: Sequence[Sequence[bool]], padded_length: int
 ) -> Tensor:
-    """(B, T) bool: the positions whose hidden state predicts a response token that is in the loss.
+    """(B, T) bool: the positions whose hidden states predict response tokens in the loss.
 
     Args:
-        prompt_lengths: prompt tokens of each row.
-        loss_masks: for each row, whether each of its response tokens is in the loss.
+        prompt_lengths: Prompt tokens of each row.
+        loss_masks: For each row, whether each response token is in the loss.
         padded_length: T.
     """
     positions_BT = torch.zeros((len(prompt_lengths), padded_length), dtype=torch.bool)
     for number, (prompt, mask) in enumerate(zip(prompt_lengths, loss_masks, strict=True)):
-        # Logits at t predict token t + 1.
+        # Logits at t predict token t + 1, so the last prompt token predicts the first response token.
         positions_BT[number, prompt - 1 : prompt - 1 + len(mask)] = torch.tensor(mask, dtype=torch.bool)
     return positions_BT

@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 has cut among processes: values in, values out, and states saved by another number of them."""
+"""Parameters that FSDP2 or ZeRO-3 shards across processes: gathering, placing, and loading from other layouts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rgsd.errors import RunError
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; a whole tensor itself."""
+    """This process's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor, gathered (every process must call); a whole tensor itself."""
+    """A sharded tensor, gathered, or the tensor itself if it is not sharded. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
 def gathered(parameter: Tensor) -> Iterator[None]:
-    """Within it, a parameter that ZeRO-3 has cut among processes is whole; every process must enter."""
+    """Gather a parameter that ZeRO-3 shards, inside the context. Every process must enter it."""
     if not hasattr(parameter, "ds_id"):
         yield
         return
@@ -39,19 +39,19 @@ def gathered(parameter: Tensor) -> Iterator[None]:
 
 
 def is_partitioned(model: nn.Module) -> bool:
-    """Whether ZeRO-3 holds the model's parameters, of which this process then has only a part."""
+    """Whether ZeRO-3 shards the model's parameters."""
     return any(hasattr(p, "ds_id") for p in model.parameters())
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of gathered parameters, so that the model holds its parts, which alone can be written to."""
+    """Release gathered parameters: only shards can be written to."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole value, cut as a parameter is cut. Rank 0's value counts; every process must call."""
+    """A full value, sharded like a parameter. Rank 0's value is distributed, and every process must call."""
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
         return value
     device = parameter.to_local().device
@@ -60,50 +60,61 @@ def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """The weights that transformers or peft saved in a checkpoint, into a model that may be sharded.
+    """Load the trained weights of a checkpoint into a model that may be sharded.
+
+    Args:
+        model: The model, unwrapped.
+        folder: A checkpoint that transformers or PEFT saved.
 
     Raises:
-        RunError: when the checkpoint's weights are not this model's.
+        RunError: If the checkpoint does not hold this model's weights.
     """
     files = sorted([*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")])
     state = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    found = 0
+    n_loaded = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            value = next((state[n] for n in _names_in_files(name) if n in state), None)
+            value = next((state[n] for n in _saved_names(name) if n in state), None)
             if value is None or value.shape != parameter.shape:
                 raise RunError(
-                    f"{folder} holds no weights of {name!r} with shape {tuple(parameter.shape)}: resume with the model "
-                    "and the LoRA settings that the run had"
+                    f"{folder} has no weights of {name!r} with shape {tuple(parameter.shape)}: resume with the run's "
+                    "own model and LoRA settings"
                 )
             parameter.copy_(placed_like(value.to(parameter.dtype), parameter))
-            found += 1
-    if not found:
-        raise RunError(f"{folder} has nothing for this model, none of whose parameters is trained")
+            n_loaded += 1
+    if not n_loaded:
+        raise RunError(
+            f"{folder} cannot be loaded, because no parameter of the model is trained: enable LoRA or full training"
+        )
 
 
-def _names_in_files(name: str) -> list[str]:
-    """What peft and transformers call a parameter in their files."""
+def _saved_names(name: str) -> list[str]:
+    """The names under which PEFT and transformers may save a parameter."""
     plain = name.replace(".modules_to_save", "").replace(".default", "")
     return [name, name.replace(".default", ""), plain]
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """An optimizer's state, saved by one process (numbered parameters) or by FSDP (named ones), into this run's.
+    """Load the state of an optimizer that another number of processes saved.
+
+    Args:
+        model: The model, unwrapped.
+        optimizer: Its optimizer.
+        state: An optimizer's state dict, with numbered parameters (one process) or named ones (FSDP).
 
     Raises:
-        RunError: when it belongs to other parameters.
+        RunError: If the state belongs to other parameters.
     """
     names = {id(p): n for n, p in model.named_parameters()}
     groups = state["param_groups"]
     own = [p for group in optimizer.param_groups for p in group["params"]]
     if len(groups) != len(optimizer.param_groups) or sum(len(g["params"]) for g in groups) != len(own):
         raise RunError(
-            f"the checkpoint's optimizer has {sum(len(g['params']) for g in groups)} parameters in {len(groups)} "
-            f"groups, this run's {len(own)} in {len(optimizer.param_groups)}: resume with the same model and LoRA "
-            "settings"
+            f"the optimizer in the checkpoint has {sum(len(g['params']) for g in groups)} parameters in {len(groups)} "
+            f"groups, this run's has {len(own)} in {len(optimizer.param_groups)}: resume with the run's own model and "
+            "LoRA settings"
         )
     saved = [key for group in groups for key in group["params"]]
     by_name = bool(saved) and isinstance(saved[0], str)
@@ -111,6 +122,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: di
         values = state["state"].get(names[id(parameter)] if by_name else key)
         if values is None:
             continue
+        # Moments have the shape of their parameter and are sharded like it. The step count stays as it is.
         moments = {k: v for k, v in values.items() if torch.is_tensor(v) and v.shape == parameter.shape}
         moments = {k: placed_like(v.to(parameter.device), parameter) for k, v in moments.items()}
         optimizer.state[parameter] = {**values, **moments}

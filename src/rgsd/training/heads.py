@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from rgsd.errors import ModelError
 from rgsd.models import check_finite
+from rgsd.models.adapters import base_network
 from rgsd.models.sharding import whole
 from rgsd.training.loss import Head
 
@@ -78,8 +78,3 @@ def check_head(student: Any, name: str, own_NV: Tensor, hidden_NH: Tensor, head_
             "does more in its forward pass than apply the head (and the scale or soft cap in its config). RGSD does "
             "not support this architecture"
         )
-
-
-def base_network(model: nn.Module) -> Any:
-    """The transformers model inside a PeftModel, with its adapters in place; any other model as it is."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

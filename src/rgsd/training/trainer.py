@@ -43,7 +43,7 @@ from rgsd.progress import say
 from rgsd.prompts.thinking import prompt_opens_thinking, response_mask
 from rgsd.training.checkpoint_mixin import CheckpointMixin
 from rgsd.training.config import RGSDConfig, sampling_notes
-from rgsd.training.heads import base_network, check_head, head_of
+from rgsd.training.heads import check_head, head_of
 from rgsd.training.loss import Head, chunked_divergence
 from rgsd.training.metrics import StepMetrics
 from rgsd.training.teacher import Teacher
@@ -439,7 +439,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
 
     def _hidden(self, unwrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(N, H): the final hidden states that predict the tokens in the loss, row by row."""
-        network = base_network(unwrapped)
+        network = adapters.base_network(unwrapped)
         # Each pass gathers sharded weights, so all processes must run the same number of passes: one.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         kind = batch["input_ids"].device.type

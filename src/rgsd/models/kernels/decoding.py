@@ -1,13 +1,16 @@
-"""Batched decoding on a CPU: the model's own forward, with the loop, the cache and the linear layers made for it.
+"""Batched decoding on a CPU: the model's own forward pass, with a loop, a cache and linear layers made for it.
 
-Against transformers' `generate`: keys and values are written in place and never copied to grow by one token; a sequence
-that has ended leaves the batch, and a prompt that waits takes its place; sampling is `sampling.pick`; linear layers are
-`linears.packed`, LoRA added in; prompts are read in groups of about one length. Greedy tokens are those of `generate`,
-and sampled ones have its distribution.
+What differs from transformers' `generate`:
 
-`generate` takes what it knows to be right, and returns None for the rest: then transformers' own is to be asked.
+- Keys and values are written in place, so the cache is never copied to grow by one token.
+- A sequence that has ended leaves the batch, and a waiting prompt takes its place.
+- Tokens are sampled by `sampling.pick_scored`, and linear layers are `linears.packed`, with LoRA included.
+- Prompts are prefilled in groups of similar length.
 
-Letters in names: B rows, L layers, T tokens, V words.
+Greedy tokens equal those of transformers, and sampled ones have the same distribution. `generate` covers only what is
+known to be correct, and returns None for the rest, which transformers must then do.
+
+Letters in names: B rows, L layers, T tokens, V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -20,77 +23,90 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, DynamicLayer, GenerationConfig, GenerationMixin
 
+from rgsd.models.adapters import base_network
 from rgsd.models.batching import partition
 from rgsd.models.kernels import is_on
 from rgsd.models.kernels.linears import can_merge, packed
 from rgsd.models.kernels.sampling import Sampling, pick_scored
 
-ROOM = 128
-"""Tokens of a response that the cache has room for at first."""
-READ_GROUPS = 4
-"""Into so many groups, by length, the prompts are cut to be read."""
-REFILL = 8
-"""Prompts that wait are read when this part of the places is free: a pass over a few tokens reads all weights too."""
+INITIAL_ROOM = 128
+"""Response tokens for which the cache has room at first."""
+PREFILL_GROUPS = 4
+"""Number of groups by length in which prompts are prefilled."""
+REFILL_SHARE = 8
+"""Waiting prompts are prefilled once 1 / REFILL_SHARE of the rows is free: a pass over few tokens still reads all
+weights."""
 
-_READ = frozenset({"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p"})
-"""What of a generation config `plan` reads itself."""
-_IDLE = frozenset(
+_USED = frozenset({"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p"})
+"""Options of a generation config that `decoding_settings` interprets."""
+_HARMLESS = frozenset(
     {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "disable_compile", "compile_config"}
 )
-"""What may stand in one: the first is read, the others change nothing here."""
+"""Options that may be set too: the first is interpreted, the others change nothing here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What `decode` is to do: how words are picked, which tokens end a response, how long one may be."""
+class DecodingSettings:
+    """The settings of `decode`.
+
+    Args:
+        sampling: How to sample tokens.
+        end_tokens: The ids that end a response.
+        max_new_tokens: The maximum length of a response.
+    """
 
     sampling: Sampling
-    ends: tuple[int, ...]
+    end_tokens: tuple[int, ...]
     max_new_tokens: int
 
 
-def plan(model: Any, config: GenerationConfig) -> Plan | None:
-    """What `model.generate(generation_config=config)` would do, or None where that is more than `decode` can.
+def decoding_settings(model: Any, config: GenerationConfig) -> DecodingSettings | None:
+    """The settings with which `decode` does what `model.generate(generation_config=config)` would do.
 
-    The checkpoint's own settings fill the gaps of `config`, as there.
+    As in transformers, the checkpoint's own settings fill options that `config` leaves unset.
+
+    Returns:
+        None if some option is more than `decode` supports.
     """
-    network = _network(model)
-    whole = network._prepare_generation_config(config)[0]
+    network = base_network(model)
+    resolved = network._prepare_generation_config(config)[0]
     neutral = {**GenerationConfig().to_dict(), **GenerationConfig._get_default_generation_params()}
-    for name, value in whole.to_dict().items():
-        known = name in _READ or name in _IDLE or name.startswith("_")
-        unset = value is None or value == neutral.get(name) or (value is False and not neutral.get(name))
-        if not (known or unset):
+    for name, value in resolved.to_dict().items():
+        is_known = name in _USED or name in _HARMLESS or name.startswith("_")
+        is_unset = value is None or value == neutral.get(name) or (value is False and not neutral.get(name))
+        if not (is_known or is_unset):
             return None
-    if not whole.max_new_tokens:
+    if not resolved.max_new_tokens:
         return None
-    ends = whole.eos_token_id if isinstance(whole.eos_token_id, list) else [whole.eos_token_id]
-    if whole.do_sample:
-        if not whole.temperature:
+    ends = resolved.eos_token_id if isinstance(resolved.eos_token_id, list) else [resolved.eos_token_id]
+    if resolved.do_sample:
+        if not resolved.temperature:
             return None
-        how = Sampling(whole.temperature, whole.top_p or 1.0, whole.top_k or 0, whole.min_p or 0.0)
+        sampling = Sampling(resolved.temperature, resolved.top_p or 1.0, resolved.top_k or 0, resolved.min_p or 0.0)
     else:
-        how = Sampling(0.0)
-    return Plan(how, tuple(e for e in ends if e is not None), whole.max_new_tokens)
+        sampling = Sampling(0.0)
+    return DecodingSettings(sampling, tuple(e for e in ends if e is not None), resolved.max_new_tokens)
 
 
 def covers(model: nn.Module) -> bool:
-    """Whether `decode` knows the model: on a CPU, a causal transformer of plain attention over its whole past, which
-    leaves `generate` as transformers wrote it, with no adapter but plain LoRA."""
-    network: Any = _network(model)
+    """Whether `decode` supports the model.
+
+    It must be on a CPU, a causal transformer with plain attention over the full past, with transformers' own `generate`
+    and no adapters other than plain LoRA.
+    """
+    network: Any = base_network(model)
     if not (is_on() and issubclass(type(network), GenerationMixin)):
         return False
     if any(p.device.type != "cpu" for p in network.parameters()):
         return False
     config = network.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or []
-    owned = ("generate", "prepare_inputs_for_generation", "_prepare_cache_for_generation", "_sample")
+    replaced = ("generate", "prepare_inputs_for_generation", "_prepare_cache_for_generation", "_sample")
     return (
-        all(getattr(type(network), n) is getattr(GenerationMixin, n) and n not in vars(network) for n in owned)
+        all(getattr(type(network), n) is getattr(GenerationMixin, n) and n not in vars(network) for n in replaced)
         and bool(getattr(network, "_supports_attention_backend", False))
         and config._attn_implementation in ("sdpa", "eager")
         and not (config.is_encoder_decoder or getattr(network, "_is_stateful", False))
@@ -108,23 +124,33 @@ def generate(
     config: GenerationConfig,
     scored: Callable[[int, list[float]], None] | None = None,
 ) -> list[list[int]] | None:
-    """A response to each prompt as `model.generate` would give it, ended by its end token if it came to one; or None
-    where that is not known to be so. Draws from torch's global generator."""
-    what = plan(model, config) if prompts and covers(model) else None
-    if what is None:
+    """Generate a response to each prompt, as `model.generate` would, with draws from torch's global generator.
+
+    Args:
+        model: The model.
+        prompts: Token ids.
+        config: The settings, as for transformers.
+        scored: Called with the index of a prompt and the log-probability of each of its response tokens, in nats.
+
+    Returns:
+        The response tokens, including the end token if there is one. None if the model or a setting is not supported.
+    """
+    settings = decoding_settings(model, config) if prompts and covers(model) else None
+    if settings is None:
         return None
     draws_BT = torch.empty(0)
-    if not what.sampling.is_greedy:
-        draws_BT = torch.rand(len(prompts), what.max_new_tokens, dtype=torch.float64)
+    if not settings.sampling.is_greedy:
+        draws_BT = torch.rand(len(prompts), settings.max_new_tokens, dtype=torch.float64)
     with ready(model, len(prompts)):
-        return decode(model, prompts, what, rows=len(prompts), draws=lambda i: draws_BT[i], scored=scored)
+        return decode(model, prompts, settings, rows=len(prompts), draws=lambda i: draws_BT[i], scored=scored)
 
 
 @contextmanager
 def ready(model: nn.Module, rows: int) -> Iterator[None]:
-    """Within it, `decode` finds the model in eval mode and its linear layers packed for so many rows.
+    """Prepare a model for `decode` inside the context: eval mode, and linear layers packed for this many rows.
 
-    Under autocast these multiply in its precision."""
+    Under autocast they multiply in its dtype.
+    """
     was_training = model.training
     model.eval()
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
@@ -139,7 +165,7 @@ def ready(model: nn.Module, rows: int) -> Iterator[None]:
 def decode(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    what: Plan,
+    settings: DecodingSettings,
     *,
     rows: int,
     draws: Callable[[int], Tensor],
@@ -147,45 +173,52 @@ def decode(
     limits: Sequence[int] | None = None,
     scored: Callable[[int, list[float]], None] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, in the prompts' order, up to and with an end token.
+    """Generate the new tokens of each prompt, up to and including an end token.
 
     Args:
-        model: one that `covers` holds for, within `ready`.
-        prompts: token ids, at least one each.
-        what: the settings.
-        rows: sequences at once. When some have ended, the next prompts take their places, shortest first.
-        draws: a prompt's draws, from 0 to 1 in float64, one a token. Not asked for when greedy.
-        done: called with a prompt and its new tokens as soon as these are there.
-        scored: called with a prompt and the log-probability, in nats, with which each of its tokens was picked.
-        limits: each prompt's own longest response in tokens; None: `what.max_new_tokens` for all.
+        model: A model that `covers` accepts, inside `ready`.
+        prompts: Token ids, at least one per prompt.
+        settings: The settings.
+        rows: Sequences per batch. When some have ended, the next prompts take their places, shortest first.
+        draws: Returns the draws of a prompt: uniform numbers from [0, 1) in float64, one per token. Not called for
+            greedy sampling.
+        done: Called with the index of a prompt and its new tokens, as soon as they are complete.
+        limits: The maximum length of each prompt's response, in place of `settings.max_new_tokens`.
+        scored: Called with the index of a prompt and the log-probability of each new token, in nats.
+
+    Returns:
+        The new tokens, in the order of the prompts.
     """
     rows = min(rows, len(prompts))
-    batch = _Batch(_network(model), what, rows)
+    batch = _Batch(base_network(model), settings, rows)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-    found: list[list[int]] = [[] for _ in prompts]
+    responses: list[list[int]] = [[] for _ in prompts]
     while waiting or batch.n_live:
-        if waiting and rows - batch.n_live >= min(max(1, rows // REFILL), len(waiting)):
-            next_ones = [waiting.popleft() for _ in range(min(rows - batch.n_live, len(waiting)))]
-            new = [_Row(i, what.max_new_tokens if limits is None else limits[i]) for i in next_ones]
-            batch.read(new, [prompts[i] for i in next_ones], draws)
+        n_free = rows - batch.n_live
+        if waiting and n_free >= min(max(1, rows // REFILL_SHARE), len(waiting)):
+            indices = [waiting.popleft() for _ in range(min(n_free, len(waiting)))]
+            new = [_Row(i, settings.max_new_tokens if limits is None else limits[i]) for i in indices]
+            batch.prefill(new, [prompts[i] for i in indices], draws)
         else:
-            batch.step(shrink=not waiting)
+            batch.step(shrink=not waiting)  # while prompts wait, free rows are soon filled again
         for row in batch.take_ended():
-            found[row.prompt] = row.tokens
+            responses[row.prompt] = row.tokens
             if scored is not None:
                 scored(row.prompt, row.log_ps)
             if done is not None:
                 done(row.prompt, row.tokens)
-    return found
-
-
-def _network(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return responses
 
 
 @dataclass(slots=True)
 class _Row:
-    """A sequence in the making: which prompt, how many new tokens at most, and these."""
+    """A sequence in progress.
+
+    Args:
+        prompt: The index of its prompt.
+        limit: The maximum number of new tokens.
+        tokens, log_ps: The new tokens so far, and the log-probability of each.
+    """
 
     prompt: int
     limit: int
@@ -194,16 +227,17 @@ class _Row:
 
 
 class _Batch:
-    """Sequences that are decoded together, each in a row of its own and at a place of its own."""
+    """Sequences that are decoded together, each in its own row and at its own position."""
 
-    def __init__(self, network: Any, what: Plan, rows: int) -> None:
-        self.network, self.what = network, what
-        self.ends = frozenset(what.ends)
+    def __init__(self, network: Any, settings: DecodingSettings, rows: int) -> None:
+        self.network, self.settings = network, settings
+        self.end_tokens = frozenset(settings.end_tokens)
         self.rows: list[_Row | None] = [None] * rows
-        self.is_done: list[_Row] = []
+        self.ended: list[_Row] = []
         self.cache = _Cache(rows)
         self.token_B = torch.zeros(rows, dtype=torch.long)
-        self.draws_BT = None if what.sampling.is_greedy else torch.zeros(rows, what.max_new_tokens, dtype=torch.float64)
+        is_greedy, columns = settings.sampling.is_greedy, settings.max_new_tokens
+        self.draws_BT = None if is_greedy else torch.zeros(rows, columns, dtype=torch.float64)
         self.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else network.dtype
         self.options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in inspect.signature(network.forward).parameters:
@@ -214,37 +248,42 @@ class _Batch:
         return sum(row is not None for row in self.rows)
 
     def take_ended(self) -> list[_Row]:
-        ended, self.is_done = self.is_done, []
+        ended, self.ended = self.ended, []
         return ended
 
-    def read(self, rows: list[_Row], prompts: list[Sequence[int]], draws: Callable[[int], Tensor]) -> None:
-        """Put prompts, shortest first, into free rows, and pick the first token of each."""
+    def prefill(self, rows: list[_Row], prompts: list[Sequence[int]], draws: Callable[[int], Tensor]) -> None:
+        """Prefill prompts, sorted by length, into free rows, and sample the first token of each."""
         free = [place for place, row in enumerate(self.rows) if row is None]
         lengths = [len(p) for p in prompts]
-        self.cache.make_room(lengths[-1] + min(ROOM, self.what.max_new_tokens))
-        for group in partition(lengths, min(READ_GROUPS, len(prompts))):
+        self.cache.make_room(lengths[-1] + min(INITIAL_ROOM, self.settings.max_new_tokens))
+        for group in partition(lengths, min(PREFILL_GROUPS, len(prompts))):
             places = [free[i] for i in group]
-            wide = lengths[group[-1]]
-            pads = [wide - lengths[i] for i in group]
+            width = lengths[group[-1]]
+            pads = [width - lengths[i] for i in group]
             for i, place in zip(group, places, strict=True):
                 self.rows[place] = rows[i]
                 if self.draws_BT is not None:
                     self.draws_BT[place] = draws(rows[i].prompt)
-            # Padded on the left with token 0, which nothing attends to, so that the last logits are those wanted.
+            # Padded on the left, so that the last column holds every prompt's last token. Nothing attends to padding.
             ids_BT = torch.tensor([[0] * pad + list(prompts[i]) for pad, i in zip(pads, group, strict=True)])
             shift_B1 = torch.tensor(pads)[:, None]
-            position_BT = (torch.arange(wide) - shift_B1).clamp(min=0)
-            mask_BT = (torch.arange(wide) >= shift_B1).long() if any(pads) else None
+            position_BT = (torch.arange(width) - shift_B1).clamp(min=0)
+            mask_BT = (torch.arange(width) >= shift_B1).long() if any(pads) else None
             self.cache.begin_reading(places, [lengths[i] for i in group])
             logits_BV = self._logits(ids_BT, position_BT, mask_BT)
             self.cache.end_reading()
             self._pick(logits_BV, places)
 
     def step(self, *, shrink: bool) -> None:
-        """One more token of each row. With `shrink`, places that are free go out of use first."""
+        """Sample one more token in each row.
+
+        Args:
+            shrink: Drop free rows first.
+        """
         if shrink and _round_up(self.n_live) < len(self.rows):
             self._compact(_round_up(self.n_live))
         position_B1 = self.cache.begin_step()
+        # Rows are of different lengths: each attends to its own columns up to its new one.
         upto = self.cache.longest + 1
         behind_BT = torch.arange(upto) > position_B1
         bias_BT = torch.zeros(behind_BT.shape, dtype=self.dtype).masked_fill_(behind_BT, torch.finfo(self.dtype).min)
@@ -263,25 +302,26 @@ class _Batch:
         return out.logits[:, -1]
 
     def _pick(self, logits_BV: Tensor, places: Sequence[int]) -> None:
-        """A token for each of these rows; those that end by it free their places."""
+        """Sample a token in each of these rows, and free the rows that end."""
         rows = [self.rows[place] for place in places]
         draws_B = None
         if self.draws_BT is not None:
+            # Each row uses its own draws in order, so a response does not depend on the other rows.
             turn_B = torch.tensor([0 if row is None else len(row.tokens) for row in rows])
             draws_B = self.draws_BT[torch.tensor(places), turn_B]
-        token_B, log_p_B = pick_scored(logits_BV, draws_B, self.what.sampling)
+        token_B, log_p_B = pick_scored(logits_BV, draws_B, self.settings.sampling)
         self.token_B[places] = token_B
         for place, row, token, log_p in zip(places, rows, token_B.tolist(), log_p_B.tolist(), strict=True):
             if row is not None:
                 row.tokens.append(token)
                 row.log_ps.append(log_p)
-                if token in self.ends or len(row.tokens) == row.limit:
-                    self.is_done.append(row)
+                if token in self.end_tokens or len(row.tokens) == row.limit:
+                    self.ended.append(row)
                     self.rows[place] = None
                     self.cache.free(place)
 
     def _compact(self, n: int) -> None:
-        """Move live rows from behind the first n into free places among these."""
+        """Keep only n rows, after moving live rows from beyond them into free ones."""
         source = [place for place in range(n, len(self.rows)) if self.rows[place] is not None]
         target = [place for place in range(n) if self.rows[place] is None][: len(source)]
         for a, b in zip(source, target, strict=True):
@@ -296,19 +336,19 @@ class _Batch:
 
 
 def _round_up(n: int) -> int:
-    """Up to a quarter more rows, so that products come in few shapes: oneDNN makes a kernel for each."""
+    """The number of rows, rounded up by at most a quarter: oneDNN compiles a kernel for each shape it meets."""
     step = 1 << max(0, n.bit_length() - 3)
     return -(-n // step) * step
 
 
 class _Cache(Cache):
-    """Keys and values of all layers, written in place: each row's from column 0 on, as far as it has come.
+    """Keys and values of all layers, written in place. Each row fills its own columns, from 0 on.
 
     Attributes:
-        n_rows: rows in use.
-        capacity: columns that there are.
-        lengths: columns that each row has filled; 0 for a free one, which decodes on at column 0, unheard.
-        longest: the greatest of them, for the step under way.
+        n_rows: Rows in use.
+        capacity: Columns allocated.
+        lengths: Columns that each row has filled. A free row has 0; it keeps decoding at column 0, and nobody reads it.
+        longest: The largest length, during a step.
     """
 
     def __init__(self, n_rows: int) -> None:
@@ -322,14 +362,14 @@ class _Cache(Cache):
         return self.layers  # pyright: ignore[reportReturnType]
 
     def make_room(self, columns: int) -> None:
-        """See that there are so many columns; when more are wanted, by half as many again."""
+        """Make sure that there are this many columns, growing by at least half so that copies stay rare."""
         if columns > self.capacity:
             self.capacity = max(columns, self.capacity * 3 // 2)
             for layer in self.all_layers():
                 layer.grow()
 
     def begin_reading(self, places: list[int], lengths: list[int]) -> None:
-        """The next forward pass reads prompts of these lengths, padded on the left, into these rows."""
+        """Make the next forward pass write prompts of these lengths, padded on the left, to these rows."""
         self.reading = _Reading(places, lengths)
 
     def end_reading(self) -> None:
@@ -339,7 +379,7 @@ class _Cache(Cache):
         self.reading = None
 
     def begin_step(self) -> Tensor:
-        """(B, 1): the column that each row's next token is to have."""
+        """(B, 1): the column of each row's next token."""
         self.longest = max(self.lengths)
         self.make_room(self.longest + 1)
         self.column_B = torch.tensor(self.lengths)
@@ -352,7 +392,7 @@ class _Cache(Cache):
         self.lengths[place] = 0
 
     def move(self, source: list[int], target: list[int], n_rows: int) -> None:
-        """Copy rows onto others, and use the first `n_rows` alone."""
+        """Copy rows onto others, and keep only the first `n_rows`."""
         if source:
             upto = max(self.lengths[place] for place in source)
             for layer in self.all_layers():
@@ -366,18 +406,18 @@ class _Cache(Cache):
 
 
 class _Reading:
-    """Which rows read prompts, and from which column of the padded ones each row's columns come."""
+    """The rows that a prefill writes to, and the shift that moves each prompt from the right to column 0."""
 
     def __init__(self, places: list[int], lengths: list[int]) -> None:
         self.places, self.lengths = places, lengths
-        self.place_B, self.wide = torch.tensor(places), max(lengths)
-        self.is_padded = min(lengths) < self.wide
-        pad_B1 = self.wide - torch.tensor(lengths)[:, None]
-        self.column_BT = (torch.arange(self.wide) + pad_B1) % self.wide
+        self.place_B, self.width = torch.tensor(places), max(lengths)
+        self.is_padded = min(lengths) < self.width
+        pad_B1 = self.width - torch.tensor(lengths)[:, None]
+        self.column_BT = (torch.arange(self.width) + pad_B1) % self.width
 
 
 class _Layer(DynamicLayer):
-    """One layer's keys and values: rows x heads x columns x width of a head."""
+    """One layer's keys and values: (rows, heads, columns, head width)."""
 
     def __init__(self, cache: _Cache) -> None:
         super().__init__()
@@ -390,7 +430,7 @@ class _Layer(DynamicLayer):
         return self._put(self.keys, key_states), self._put(self.values, value_states)
 
     def _room_for(self, states: Tensor) -> Tensor:
-        # Zeros: what a row has not filled has no weight, but must be numbers.
+        # Zeros, since columns that are masked have no weight but must not be NaN.
         return states.new_zeros(self.cache.n_rows, states.size(1), self.cache.capacity, states.size(3))
 
     def _put(self, room: Tensor, states: Tensor) -> Tensor:
@@ -398,11 +438,11 @@ class _Layer(DynamicLayer):
         if reading is None:
             room[cache.place_B, :, cache.column_B] = states[:, :, 0]
             return room[: cache.n_rows, :, : cache.longest + 1]
-        whole = states
+        aligned = states
         if reading.is_padded:
-            whole = states.gather(2, reading.column_BT[:, None, :, None].expand_as(states))
-        room[reading.place_B, :, : reading.wide] = whole
-        return states
+            aligned = states.gather(2, reading.column_BT[:, None, :, None].expand_as(states))
+        room[reading.place_B, :, : reading.width] = aligned
+        return states  # a prefill attends to its own tokens only, padding included in their order
 
     def grow(self) -> None:
         if self.keys is not None and self.values is not None:

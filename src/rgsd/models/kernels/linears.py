@@ -1,11 +1,11 @@
-"""Linear layers in oneDNN's own weight layout, with LoRA: what a CPU multiplies fastest when a few rows decode.
+"""Linear layers with weights in oneDNN's own layout, and LoRA: the fastest on a CPU when a few rows decode.
 
-oneDNN's product of a vocabulary-sized head with 8 to 64 rows takes a half to a third of the time of the BLAS that
-torch calls for float32, and with its weight packed beforehand the smaller layers gain as well. The packed copies live
-as long as the context: the model's own weights are never touched.
+With 8 to 64 rows and float32, oneDNN multiplies a head of vocabulary size in a third to a half of the time of the BLAS
+that torch calls, and with packed weights the smaller layers get faster too. The packed copies live as long as the
+context; the model's own weights are never touched.
 
-In float32, LoRA is merged into the packed copies. In half precision that would round most of a small update away, so
-there LoRA stays a product of its own, as in the student's forward pass.
+In float32, LoRA is merged into the packed copies. In half precision that would round away most of a small update, so
+LoRA stays a separate product, as in the student's forward pass.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from rgsd.models.kernels import is_on, products
 
 MEMORY_SHARE = 0.25
-"""Of the machine's free memory that packed copies may take."""
+"""The share of the machine's free memory that packed copies may use."""
 
 
 def can_merge(model: nn.Module) -> bool:
-    """Whether every adapter in the model is plain LoRA on a plain linear layer, which `packed` can add in."""
+    """Whether every adapter in the model is plain LoRA on a plain linear layer, which `packed` supports."""
     return all(_is_plain_lora(m) for m in model.modules() if isinstance(m, BaseTunerLayer))
 
 
@@ -44,13 +44,12 @@ def _is_plain_lora(module: nn.Module) -> bool:
 
 @contextmanager
 def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Within it, linear layers multiply packed weights, with LoRA merged in (float32) or beside them (half precision).
-    Only for inference, and for one thread.
+    """Make linear layers multiply packed weights inside the context, for inference in one thread.
 
     Args:
-        model: on a CPU, its adapters such that `can_merge` holds.
-        rows: how many rows a call has mostly: the layout is chosen for it, and right for any other number.
-        dtype: multiply in this precision, as autocast does; None: in the weight's own.
+        model: A model on a CPU for which `can_merge` holds.
+        rows: The usual number of rows per call. The layout is chosen for it, and correct for any other.
+        dtype: The dtype to multiply in, as under autocast. None: the weight's own.
     """
     room = MEMORY_SHARE * psutil.virtual_memory().available if products.has_onednn() else 0.0
     adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
@@ -64,7 +63,7 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Ite
                     lora = _active(module)
                     if lora and (dtype or base.weight.dtype) != torch.float32:
                         plain, size = _forward(base.weight, base.bias, rows, dtype, room)
-                        module.forward = _beside(plain, module, lora, dtype)
+                        module.forward = _with_lora(plain, module, lora, dtype)
                         room -= size
                         changed.append(module)
                         continue
@@ -72,7 +71,7 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Ite
                 elif (
                     type(module) is nn.Linear
                     and id(module) not in inside
-                    and module.weight.numel() >= products.LEAST_WEIGHT
+                    and module.weight.numel() >= products.MIN_WEIGHT
                 ):
                     weight, bias = module.weight, module.bias
                 else:
@@ -88,15 +87,15 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Ite
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Within it, linear layers whose weights are not trained multiply by `products.linear`, forward and backward, and
-    the plain LoRA on them is added in place.
+    """Make frozen linear layers use `products.linear` inside the context, and add the plain LoRA on them in place.
 
-    Nothing changes under autocast, on another device, in other precisions, and where activations are checkpointed:
-    their second forward pass comes after the context, and must be the same as the first."""
+    Nothing changes under autocast, on other devices, or in other dtypes. Nor with gradient checkpointing, whose second
+    forward pass runs after the context and must equal the first.
+    """
     changed: list[nn.Module] = []
-    checkpoints = model.training and bool(getattr(model, "is_gradient_checkpointing", False))
+    is_checkpointing = model.training and bool(getattr(model, "is_gradient_checkpointing", False))
     try:
-        if is_on() and products.has_onednn() and not torch.is_autocast_enabled("cpu") and not checkpoints:
+        if is_on() and products.has_onednn() and not torch.is_autocast_enabled("cpu") and not is_checkpointing:
             for module in model.modules():
                 if "forward" in vars(module):
                     continue
@@ -121,7 +120,7 @@ def _is_frozen(module: nn.Linear) -> bool:
         and type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and weight.numel() >= products.LEAST_WEIGHT
+        and weight.numel() >= products.MIN_WEIGHT
     )
 
 
@@ -133,8 +132,10 @@ def _frozen_forward(module: nn.Linear) -> Any:
 
 
 def _only_adapter(module: LoraLinear) -> str | None:
-    """The adapter that the layer adds, where it is one, plain, trained in float32, without dropout, on a frozen layer;
-    else None."""
+    """The layer's adapter, if `AdaptedLinear` can compute it, else None.
+
+    It must be the only one, plain, trained in float32, without dropout, on a frozen layer.
+    """
     active = [name for name in module.active_adapters if name in module.lora_A]
     if module.disable_adapters or module.merged or len(active) != 1 or not _is_plain_lora(module):
         return None
@@ -158,13 +159,14 @@ def _adapted_forward(module: LoraLinear, adapter: str) -> Any:
 
 
 def _active(module: LoraLinear) -> list[str]:
-    """The adapters that the layer adds in its forward pass."""
+    """The names of the adapters that the layer adds in its forward pass."""
     if module.disable_adapters or module.merged:
         return []
     return [name for name in module.active_adapters if name in module.lora_A]
 
 
 def _merged_weight(module: LoraLinear, lora: list[str]) -> Tensor:
+    """The base weight plus the adapters' updates, as a new tensor unless there are none."""
     weight: Any = module.get_base_layer().weight
     if not lora:
         return weight
@@ -172,10 +174,10 @@ def _merged_weight(module: LoraLinear, lora: list[str]) -> Tensor:
     return (weight + sum(deltas[1:], deltas[0])).to(weight.dtype)
 
 
-def _beside(
+def _with_lora(
     plain: Callable[..., Tensor], module: LoraLinear, lora: list[str], dtype: torch.dtype | None
 ) -> Callable[..., Tensor]:
-    """peft's forward pass: the base layer's product, and the adapters' in their own precision (or autocast's)."""
+    """PEFT's forward pass: the base layer's product plus the adapters', in the adapters' dtype or autocast's."""
 
     def transposed(part: Any) -> Tensor:
         return part.weight.detach().to(dtype or part.weight.dtype).T
@@ -186,7 +188,7 @@ def _beside(
         y = plain(x)
         y_NO, x_NI = y.flatten(0, -2), x.flatten(0, -2)
         for a_IR, b_RO, scale in parts:
-            # In place where both are of one precision; otherwise added in the adapter's, then rounded.
+            # In place if both have the same dtype. Otherwise added in the adapter's, then rounded.
             y_NO = y_NO.to(a_IR.dtype).addmm_(x_NI.to(a_IR.dtype) @ a_IR, b_RO, alpha=scale)
         return y_NO.to(y.dtype).view(y.shape)
 
@@ -196,12 +198,12 @@ def _beside(
 def _forward(
     weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype | None, room: float
 ) -> tuple[Callable[..., Tensor], int]:
-    """A linear layer's forward over this weight, and the bytes that it holds."""
+    """A linear layer's forward with this weight, packed if it is large and there is room, and the bytes of the copy."""
     weight = weight.detach().to(dtype or weight.dtype)
     bias = None if bias is None else bias.detach().to(weight.dtype)
     size = weight.numel() * weight.element_size()
-    wide = weight.dtype in (torch.float32, torch.bfloat16) and weight.numel() >= products.LEAST_WEIGHT
-    if not wide or size > room:
+    is_worth_it = weight.dtype in (torch.float32, torch.bfloat16) and weight.numel() >= products.MIN_WEIGHT
+    if not is_worth_it or size > room:
         return lambda x, *_, **__: F.linear(x.to(weight.dtype), weight, bias), 0
     pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     packed_weight, kind = pack(weight, rows), weight.dtype

@@ -1,7 +1,7 @@
-"""One product, by the faster of the libraries that torch carries.
+"""A linear layer by the faster of torch's two CPU libraries.
 
-On a CPU and in float32 torch multiplies with its BLAS; oneDNN, which it uses for bfloat16 alone, takes about nine
-tenths of the time for layers of a thousand rows, and two thirds for a vocabulary-sized head.
+For float32, torch calls its BLAS, and oneDNN only for bfloat16. Yet oneDNN takes about nine tenths of the time for
+layers of a thousand rows, and two thirds for a head of vocabulary size.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from rgsd.models.kernels import is_on
 
-LEAST_WEIGHT = 1 << 16
-"""Smaller weights are left to torch: a call costs more than it saves."""
+MIN_WEIGHT = 1 << 16
+"""Elements below which a weight is left to torch: the call would cost more than it saves."""
 
 
 def has_onednn() -> bool:
-    """Whether this torch carries oneDNN's linear layer for this machine."""
+    """Whether this build of torch includes oneDNN's linear layer for this machine."""
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -29,12 +29,12 @@ def has_onednn() -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W' + b, as `F.linear`. Where a gradient is wanted, `F.linear` itself."""
+    """x W' + b, like `F.linear`, which it calls if autograd needs a graph: oneDNN's operator has no gradient."""
     is_plain = type(weight) in (Tensor, torch.nn.Parameter) and weight.device.type == x.device.type == "cpu"
     if (
         is_plain
         and x.dtype == weight.dtype == torch.float32
-        and weight.numel() >= LEAST_WEIGHT
+        and weight.numel() >= MIN_WEIGHT
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
@@ -46,7 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """A linear layer whose weight is not trained, forward and backward by `linear`."""
+    """A linear layer with a frozen weight, whose forward and backward pass both use `linear`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,9 +60,9 @@ class FrozenLinear(torch.autograd.Function):
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """A linear layer whose weight is not trained, with LoRA's, which is: x W' + b + scale (x A') B'.
+    """A linear layer with a frozen weight and trained LoRA: x W' + b + scale (x A') B'.
 
-    The same products as layer by layer, but what the small ones give is added in place, scaled as it is added.
+    The products are those of PEFT's layer, but LoRA's are scaled and added to the large ones in place.
     """
 
     @staticmethod

@@ -1,10 +1,10 @@
-"""The next word of each row, picked by one draw of its own: what a row gets depends on no other row.
+"""Samples the next token of each row from one uniform draw, so that no row depends on the others.
 
-The draw inverts the cumulative distribution. Nothing is sorted and no vocabulary of random numbers is drawn; words are
-ordered only for top-k and top-p, and then only as many as these keep. The warpers apply in the order of transformers'
-`generate`: temperature, top-k, top-p, min-p.
+The draw inverts the cumulative distribution: nothing is sorted, and there is one random number per token rather than
+one per vocabulary entry. Only top-k and top-p order entries, and only as many as they keep. The filters apply in the
+order of transformers' `generate`: temperature, top-k, top-p, min-p.
 
-Letters in names: B rows, V words, K words kept.
+Letters in names: B rows, V vocabulary entries, K kept entries.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor
 from rgsd.errors import ConfigError, ModelError
 
 BLOCK = 256
-"""Words whose probabilities are summed first; the draw finds its block, then its word in it."""
-LIKELIEST = 512
-"""Words that top-p looks at first. Rows whose likeliest words do not reach it are sorted whole."""
+"""Vocabulary entries per block: a draw finds its block by the blocks' sums, then its entry within the block."""
+TOP_ENTRIES = 512
+"""Entries that top-p considers at first. A row in which these are not enough is sorted completely."""
 
 
 class NonFiniteLogits(ModelError):
-    """A model gave NaN or +inf for a next token, or -inf for all of them: there is none to pick."""
+    """A model gave NaN or +inf for a next token, or -inf for all of them, so none can be sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a next word is picked.
+    """How to sample the next token.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest word.
-        top_p: keep the likeliest words until they have this probability together; 1 keeps all.
-        top_k: keep so many of the likeliest words; 0 keeps all.
-        min_p: keep words with at least this share of the likeliest word's probability; 0 keeps all.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_p: Keep the most likely tokens until their probability reaches this; 1 keeps all.
+        top_k: Keep this many of the most likely tokens; 0 keeps all.
+        min_p: Keep tokens with at least this share of the most likely token's probability; 0 keeps all.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: If a value is out of range.
     """
 
     temperature: float = 1.0
@@ -48,103 +48,111 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ConfigError(f"temperature is {self.temperature}: 0 (greedy) or more is wanted")
+            raise ConfigError(f"temperature must be at least 0 (greedy), got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}: a share above 0, up to 1 (all words) is wanted")
+            raise ConfigError(f"top_p must lie in (0, 1], where 1 keeps all tokens, got {self.top_p}")
         if self.top_k < 0:
-            raise ConfigError(f"top_k is {self.top_k}: a count of words, or 0 (all words) is wanted")
+            raise ConfigError(f"top_k must be at least 0, which keeps all tokens, got {self.top_k}")
         if not 0 <= self.min_p <= 1:
-            raise ConfigError(f"min_p is {self.min_p}: a share from 0 (all words) to 1 is wanted")
+            raise ConfigError(f"min_p must lie in [0, 1], where 0 keeps all tokens, got {self.min_p}")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
 
-def pick(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> Tensor:
+def pick(logits_BV: Tensor, draws_B: Tensor | None, sampling: Sampling) -> Tensor:
     """(B,) the next tokens; see `pick_scored`."""
-    return pick_scored(logits_BV, draws_B, how)[0]
+    return pick_scored(logits_BV, draws_B, sampling)[0]
 
 
-def pick_scored(logits_BV: Tensor, draws_B: Tensor | None, how: Sampling) -> tuple[Tensor, Tensor]:
-    """(B,) the next tokens, and the log-probability in nats with which each was picked: after temperature and
-    truncation, as vLLM's `processed_logprobs`. A greedy pick has 0.
+def pick_scored(logits_BV: Tensor, draws_B: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Sample the next tokens, and report how likely each was.
 
     Args:
-        logits_BV: of the next words; -inf never comes.
-        draws_B: uniform from 0 to 1, one a row, in float64. None for a greedy pick.
-        how: the settings.
+        logits_BV: Of the next token; entries of -inf are never sampled.
+        draws_B: One uniform number from [0, 1) per row, in float64. None for greedy sampling.
+        sampling: The settings.
+
+    Returns:
+        (B,) tokens, and (B,) the log-probability of each in nats, after temperature and filters, like vLLM's
+        `processed_logprobs`. A greedy token has 0.
 
     Raises:
-        NonFiniteLogits: for a row without a finite maximum.
+        NonFiniteLogits: If a row's maximum is not finite.
     """
     peak_B = check_logits(logits_BV)
-    if how.is_greedy or draws_B is None:
+    if sampling.is_greedy or draws_B is None:
         return logits_BV.argmax(-1), torch.zeros_like(peak_B, dtype=torch.float32)
     scores_BV = logits_BV.float()
-    # From the maximum, so that a temperature near 0 does not overflow.
-    scores_BV = (scores_BV - peak_B[:, None]) / how.temperature
+    # Relative to the maximum, so that a temperature near 0 does not overflow.
+    scores_BV = (scores_BV - peak_B[:, None]) / sampling.temperature
     draws_B = draws_B.to(scores_BV.device)
     vocabulary = scores_BV.size(-1)
-    if 0 < how.top_k < vocabulary:
-        scores_BK, words_BK = scores_BV.topk(how.top_k, dim=-1)
-        kept_BK = _nucleus(scores_BK.softmax(-1), how)
+    if 0 < sampling.top_k < vocabulary:
+        scores_BK, entries_BK = scores_BV.topk(sampling.top_k, dim=-1)
+        kept_BK = _nucleus(scores_BK.softmax(-1), sampling)
         at_B = _inverted(kept_BK, draws_B)
-        return words_BK.gather(1, at_B[:, None])[:, 0], _log_share(kept_BK, at_B)
+        return entries_BK.gather(1, at_B[:, None])[:, 0], _log_share(kept_BK, at_B)
     probs_BV = scores_BV.softmax(-1)
-    if how.top_p == 1.0:
-        kept_BV = _above_floor(probs_BV, how.min_p)
+    if sampling.top_p == 1.0:
+        kept_BV = _above_floor(probs_BV, sampling.min_p)
         at_B = _inverted(kept_BV, draws_B)
         return at_B, _log_share(kept_BV, at_B)
-    probs_BK, words_BK = probs_BV.topk(min(LIKELIEST, vocabulary), dim=-1)
-    kept_BK = _nucleus(probs_BK, how)
+    probs_BK, entries_BK = probs_BV.topk(min(TOP_ENTRIES, vocabulary), dim=-1)
+    kept_BK = _nucleus(probs_BK, sampling)
     at_B = _inverted(kept_BK, draws_B)
-    picked_B, log_p_B = words_BK.gather(1, at_B[:, None])[:, 0], _log_share(kept_BK, at_B)
-    short_B = probs_BK.double().sum(-1) < how.top_p
-    if vocabulary > LIKELIEST and bool(short_B.any()):
-        probs_RV, words_RV = probs_BV[short_B].sort(dim=-1, descending=True, stable=True)
-        kept_RV = _nucleus(probs_RV, how)
+    picked_B, log_p_B = entries_BK.gather(1, at_B[:, None])[:, 0], _log_share(kept_BK, at_B)
+    # Flat rows need more entries than these to reach top_p.
+    short_B = probs_BK.double().sum(-1) < sampling.top_p
+    if vocabulary > TOP_ENTRIES and bool(short_B.any()):
+        probs_RV, entries_RV = probs_BV[short_B].sort(dim=-1, descending=True, stable=True)
+        kept_RV = _nucleus(probs_RV, sampling)
         at_R = _inverted(kept_RV, draws_B[short_B])
-        picked_B[short_B] = words_RV.gather(1, at_R[:, None])[:, 0]
+        picked_B[short_B] = entries_RV.gather(1, at_R[:, None])[:, 0]
         log_p_B[short_B] = _log_share(kept_RV, at_R)
     return picked_B, log_p_B
 
 
 def _log_share(weights_BV: Tensor, at_B: Tensor) -> Tensor:
-    """(B,) the logarithm of one weight's share of its row's total."""
+    """(B,) the logarithm of the chosen weight's share of its row's total."""
     return (weights_BV.gather(1, at_B[:, None])[:, 0] / weights_BV.sum(-1)).log()
 
 
 def check_logits(logits_BV: Tensor) -> Tensor:
-    """(B,) each row's greatest logit.
+    """(B,) the largest logit of each row.
 
     Raises:
-        NonFiniteLogits: when one of them is not finite.
+        NonFiniteLogits: If one of them is not finite.
     """
     peak_B = logits_BV.amax(-1)  # NaN if any logit of the row is
     if not bool(torch.isfinite(peak_B).all()):
-        raise NonFiniteLogits("the model's logits are not finite: a weight is damaged, or a product overflowed")
+        raise NonFiniteLogits(
+            "the model's logits are not finite: a weight is damaged, or half precision overflowed (try dtype float32)"
+        )
     return peak_B
 
 
 def _above_floor(probs_BV: Tensor, min_p: float) -> Tensor:
+    """Probabilities with 0 for those that min-p excludes."""
     if min_p == 0.0:
         return probs_BV
     return probs_BV.masked_fill(probs_BV < min_p * probs_BV.amax(-1, keepdim=True), 0.0)
 
 
-def _nucleus(probs_BK: Tensor, how: Sampling) -> Tensor:
-    """Probabilities in falling order, those outside of top-p and min-p set to 0."""
-    if how.top_p < 1.0:
+def _nucleus(probs_BK: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities in descending order, with 0 for those that top-p and min-p exclude."""
+    if sampling.top_p < 1.0:
         before_BK = probs_BK.double().cumsum(-1) - probs_BK
-        before_BK[:, 0] = 0.0  # the likeliest word stays, whatever rounding says
-        probs_BK = probs_BK.masked_fill(before_BK >= how.top_p, 0.0)
-    return _above_floor(probs_BK, how.min_p)
+        before_BK[:, 0] = 0.0  # rounding must not exclude the most likely token
+        probs_BK = probs_BK.masked_fill(before_BK >= sampling.top_p, 0.0)
+    return _above_floor(probs_BK, sampling.min_p)
 
 
 def _inverted(weights_BV: Tensor, draws_B: Tensor) -> Tensor:
-    """(B,) the first place at which the cumulative weight exceeds the draw's share of the total."""
+    """(B,) the first index at which the cumulative weight exceeds the draw's share of the total."""
     vocabulary = weights_BV.size(-1)
+    # float64: a float32 running total over a large vocabulary would lose entries of small probability.
     if vocabulary <= 4 * BLOCK:
         upto_BV = weights_BV.cumsum(-1, dtype=torch.float64)
         return _first_above(upto_BV, draws_B[:, None] * upto_BV[:, -1:])[:, 0]
@@ -160,6 +168,9 @@ def _inverted(weights_BV: Tensor, draws_B: Tensor) -> Tensor:
 
 
 def _first_above(upto_BN: Tensor, target_B1: Tensor) -> Tensor:
-    """(B, 1) the first index whose running total exceeds the target; where rounding leaves none, the last that adds."""
+    """(B, 1) the first index whose running total exceeds the target.
+
+    Rounding can leave none; then it is the last index that adds to the total.
+    """
     last_B1 = torch.searchsorted(upto_BN, upto_BN[:, -1:].contiguous())
     return torch.minimum(torch.searchsorted(upto_BN, target_B1, right=True), last_B1)
