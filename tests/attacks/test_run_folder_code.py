@@ -57,7 +57,7 @@ def test_a_run_that_trusts_its_code_is_not_trusted(strangers_run, tmp_path, caps
     ):
         main(argv)
         assert not mark.exists(), argv
-    assert "which is ignored" in capsys.readouterr().out
+    assert "Ignoring trust_remote_code" in capsys.readouterr().out
 
 
 def test_every_loader_ignores_it(strangers_run):

@@ -28,8 +28,8 @@ from rgsd.inference import (
     prompt_seed,
 )
 from rgsd.inference.chat import RetryPolicy
+from rgsd.inference.replies import MAX_REPLY_BYTES, parse_retry_after
 from rgsd.inference.transformers_backend import _SeededSampling
-from rgsd.inference.transports import MAX_REPLY_BYTES, parse_retry_after
 from rgsd.models.kernels.sampling import Sampling
 from rgsd.prompts.thinking import strip_thinking
 

@@ -1,12 +1,12 @@
-"""Generation for evaluation: conversations -> responses, through transformers, vLLM, or an OpenAI-compatible server.
+"""Generation for evaluation: conversations to responses, with transformers, vLLM, or an OpenAI-compatible server.
 
-Greedy by default, as in the paper. Greedy here means the most likely token of the model's own distribution: what a
-checkpoint's generation_config.json says about sampling (Qwen's repetition_penalty 1.05, top_k 20, ...) is left aside,
-and only its end-of-sequence tokens are kept. Whoever wants other settings sets them in plain sight.
+Greedy by default, as in the paper: the most likely token of the model's own distribution. Sampling options in a
+checkpoint's generation_config.json (Qwen's repetition_penalty 1.05, top_k 20, ...) are ignored, except for its
+end-of-sequence tokens. To use other options, set them explicitly.
 
-A response depends on the prompt and on the settings, not on which other prompts are asked for or in which order:
-sampling is seeded by the seed and the prompt together. So an evaluation that was killed asks for what is missing, and
-gets what it would have got; and the same prompt twice gets the same response twice (take another seed for another).
+A response depends on its prompt and the settings, and not on the other prompts or their order: the random numbers of
+each response come from the seed and the prompt. A killed evaluation therefore continues with exactly the missing
+responses, and the same prompt gets the same response. For a different one, change the seed.
 """
 
 from rgsd.inference.interface import (

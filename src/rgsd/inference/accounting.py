@@ -77,9 +77,9 @@ class ListedModel:
 
 
 def listed_model(name: str) -> ListedModel | None:
-    """Look up a model in the price table that LiteLLM ships. None if it has no price there.
+    """Look up a model in LiteLLM's price table, or return None if it has no price there.
 
-    Reads the table's file: importing LiteLLM takes seconds.
+    This reads the table's file, because importing LiteLLM takes seconds.
     """
     table = _price_table()
     entry = table.get(name) or table.get(name.partition("/")[2]) or {}
@@ -95,7 +95,7 @@ def listed_model(name: str) -> ListedModel | None:
 
 
 def _highest(entry: Mapping[str, Any], *prefixes: str) -> float:
-    # Batch, flex and priority prices apply to requests that ask for them; ours do not.
+    # Batch, flex and priority prices apply only to requests that ask for them.
     other_tiers = ("_batches", "_flex", "_priority")
     costs = [v for k, v in entry.items() if k.startswith(prefixes) and not k.endswith(other_tiers)]
     return max((float(c) for c in costs if isinstance(c, int | float)), default=0.0)
@@ -139,16 +139,16 @@ class Budget:
         while True:
             if self.max_calls is not None and self.calls >= self.max_calls:
                 raise BudgetExhausted(
-                    f"judge_max_calls is {self.max_calls}, and all were sent. What was judged is kept: raise it and "
-                    "run again"
+                    f"judge_max_calls is {self.max_calls}, and all were sent. Judgements so far are kept: raise it "
+                    "and run again"
                 )
             if self.dollars is None or self.spent + self.reserved + most <= self.dollars:
                 break
             if self._n_reserved == 0:
                 raise BudgetExhausted(
                     f"judge_budget is {self.dollars:g} dollars, {self.spent:.4f} are spent, and the next request may "
-                    f"cost up to {most:.4f}. What was judged is kept: raise judge_budget, or lower judge_max_tokens, "
-                    "and run again"
+                    f"cost up to {most:.4f}. Judgements so far are kept: raise judge_budget, or lower "
+                    "judge_max_tokens, and run again"
                 )
             self._changed.clear()
             await self._changed.wait()
@@ -159,7 +159,7 @@ class Budget:
     def settle(self, reserved: float, spent: float) -> None:
         """Replace a request's reservation by its cost."""
         self._n_reserved -= 1
-        # Sums of floats leave dust.
+        # With nothing reserved the sum is exactly zero. Subtraction would leave rounding errors.
         self.reserved = self.reserved - reserved if self._n_reserved else 0.0
         self.spent += spent
         self._changed.set()
@@ -171,9 +171,9 @@ class Budget:
 
 
 class RequestLedger:
-    """A file with a line for every request sent and a line for its outcome.
+    """A file with one line for every request sent and one for its outcome.
 
-    Rows are written when a response is judged, so the requests of a killed process are in no row. They are here.
+    Rows of a run are written only when a response is judged. The requests of a killed process are recorded here alone.
 
     Args:
         path: Appended to. Several processes may share it.
@@ -203,7 +203,7 @@ class RequestLedger:
                 os.write(fd, data)
             finally:
                 os.close(fd)
-        except OSError as error:  # a paid reply matters more than its line
+        except OSError as error:  # a paid reply matters more than its record
             if not self._is_faulty:
                 say(f"  {self.path.name} cannot be written ({error}): requests are no longer recorded there")
             self._is_faulty = True

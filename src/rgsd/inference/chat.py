@@ -1,7 +1,7 @@
-"""`ChatClient`: the one client for chat completions, under the server generator and the LLM judge.
+"""`ChatClient`: the client for chat completions behind both the server generator and the LLM judge.
 
-One event loop in a thread of its own; at most `concurrency` requests in flight; one retry policy; one account of what
-was sent and what it cost.
+It runs one event loop in its own thread, keeps at most `concurrency` requests in flight, retries by one policy, and
+accounts for every request and its cost.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any, Generic, TypeVar
 
 from rgsd.errors import ConfigError, Interrupted, RGSDError
 from rgsd.inference.accounting import Budget, Prices, RequestLedger, Usage
-from rgsd.inference.transports import ChatFault, ChatReply, Problem, Transport
+from rgsd.inference.replies import ChatFault, ChatReply, Problem
+from rgsd.inference.transports import Transport
 from rgsd.progress import say
 
 MAX_RETRY_AFTER = 600.0
-"""Longest `Retry-After` that is honored, in seconds."""
+"""The longest `Retry-After` that is honored, in seconds."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,13 +35,13 @@ Work = Callable[[Item], Coroutine[Any, Any, Result]]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When a request is sent again.
+    """When to send a request again.
 
     Args:
-        retries: How often.
-        first_wait, max_wait: The pause before the first retry and the longest pause, in seconds. The pause doubles with
-            each retry, less a random part of up to a half. A `Retry-After` replaces it, for all requests.
-        give_up_after: Requests in a row that fail in all their tries before the server counts as down.
+        retries: The number of retries after the first try.
+        first_wait, max_wait: The pause before the first retry and the longest pause, in seconds. Each pause is twice
+            the last, minus up to half at random. A `Retry-After` of the server takes its place, for all requests.
+        give_up_after: After this many requests in a row that failed in all their tries, the server counts as down.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -59,7 +60,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most a request can cost: each byte of it is at most one token, and the reply has a limit.
+    """An upper bound of a request's cost: a byte of it is at most one token, and the reply is limited.
 
     Args:
         prices: The highest prices of the model.
@@ -70,16 +71,16 @@ class Bound:
     max_tokens: int
 
     def of(self, body: Mapping[str, Any]) -> float:
-        """In US dollars."""
+        """The most that a request can cost, in US dollars."""
         return self.prices.cost(len(json.dumps(body)), self.max_tokens)
 
 
 @dataclass
 class Account:
-    """What a client may spend, and where it records what it sends.
+    """What a client may spend, and where it records its requests.
 
     Args:
-        prices: Prices of the tokens; None takes the price that the transport reports.
+        prices: The prices of tokens. None uses the price that the transport reports.
         budget: Limits on requests and dollars.
         bound: The most a request can cost. Required if the budget limits dollars.
         ledger: Records every request.
@@ -92,13 +93,13 @@ class Account:
 
 
 class ChatClient:
-    """Sends chat requests and hands back replies. A context manager; `close` ends its thread.
+    """Sends chat requests and returns their replies. A context manager; `close` ends its thread.
 
     Args:
         transport: Sends one request.
         concurrency: Requests in flight at once.
         timeout: Seconds for one request, to the last byte of its reply.
-        retry: When a request is sent again.
+        retry: When to send a request again.
         account: Prices, limits and records.
     """
 
@@ -117,7 +118,7 @@ class ChatClient:
         self.in_flight = 0
         self.failures_in_a_row = 0
         self.stopped_by: RGSDError | None = None
-        """The error that ended the current batch: no further request is sent."""
+        """The error that ended the current batch. No further request is sent."""
         self._limit_field = "max_tokens"
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -149,17 +150,17 @@ class ChatClient:
         *,
         drain: bool,
     ) -> None:
-        """Do the work on every item; pass positions and results to `done` in this thread, as they come.
+        """Do the work for every item, and pass each position and result to `done` in this thread as it completes.
 
-        An `RGSDError` of the work ends the batch: no further request is sent, those in flight are awaited, and the
-        error is raised last.
+        If the work raises an `RGSDError`, the batch ends: no further request is sent, those in flight are awaited, and
+        then the error is raised.
 
         Args:
             work: Called on the client's loop.
-            items: What it is called with.
-            done: Receives each result.
-            drain: What an interruption (Ctrl-C, SIGTERM, an error of `done`) does to requests in flight: await them,
-                because they are paid for, or drop them.
+            items: Its arguments.
+            done: Receives each position and result.
+            drain: Whether an interruption (Ctrl-C, SIGTERM, an error in `done`) awaits requests in flight, because they
+                are paid for, or drops them.
         """
         RequestBatch(self, work, items, done).run(drain=drain)
 
@@ -181,7 +182,7 @@ class ChatClient:
     # On the client's loop.
 
     def stop(self, error: RGSDError) -> None:
-        """Send no further request. The first error counts."""
+        """Stop sending requests. Only the first error is kept."""
         self.stopped_by = self.stopped_by or error
         self._stopping.set()
 
@@ -192,18 +193,18 @@ class ChatClient:
         check: Callable[[ChatReply], None] | None = None,
         retries: int | None = None,
     ) -> ChatReply:
-        """Send a request until it gets a reply, in as many tries as the policy allows.
+        """Send a request, with as many retries as the policy allows.
 
         Args:
             body: Fields of OpenAI's chat completions.
             check: Raises a transient `ChatFault` for a reply that must be requested again.
-            retries: Overrides the policy's.
+            retries: Overrides the number of retries in the policy.
 
         Returns:
             The reply, with the usage of all tries.
 
         Raises:
-            ChatFault: If there is none, with the usage of all tries.
+            ChatFault: If there is no reply, with the usage of all tries.
             RGSDError: If the batch has been stopped, or the budget is exhausted.
         """
         retries = self.retry.retries if retries is None else retries
@@ -220,7 +221,8 @@ class ChatClient:
             usage += fault.usage
             fault.usage = usage
             if "max_tokens" in named and "max_completion_tokens" in str(fault):
-                self._limit_field = "max_completion_tokens"  # the name that OpenAI's newer models require
+                # OpenAI's newer models renamed the field. This costs no retry, and later requests use the new name.
+                self._limit_field = "max_completion_tokens"
                 continue
             if not fault.is_transient:
                 raise fault
@@ -244,20 +246,20 @@ class ChatClient:
         elif fault.retry_after > MAX_RETRY_AFTER:
             late = ChatFault(
                 Problem.WAIT_TOO_LONG,
-                f"it asks to wait {fault.retry_after:,.0f} s, more than the {MAX_RETRY_AFTER:,.0f} s that are waited "
-                f"for: {fault}",
+                f"the server asks to wait {fault.retry_after:,.0f} s, more than the limit of {MAX_RETRY_AFTER:,.0f} s: "
+                f"{fault}",
                 status=fault.status,
             )
             late.usage = fault.usage
             raise late
         else:
-            # The limit belongs to the account, so it holds for all requests.
+            # Rate limits apply to the account, so all requests wait. The jitter keeps them from returning at once.
             self._not_before = max(self._not_before, time.monotonic() + fault.retry_after)
             wait = fault.retry_after * random.uniform(1.0, 1.1)
         await self._sleep(wait)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait; return at once when the batch is stopped."""
+        """Wait, but return at once when the batch is stopped."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -276,7 +278,7 @@ class ChatClient:
                 await self._sleep(wait)
             most = account.bound.of(body) if account.bound else 0.0
             await account.budget.reserve(most)
-            if self.stopped_by is not None:  # while this request waited
+            if self.stopped_by is not None:  # the batch ended while this request waited
                 account.budget.cancel(most)
                 raise self.stopped_by
             request_id = account.ledger.sent() if account.ledger else ""
@@ -309,7 +311,7 @@ class ChatClient:
             async with asyncio.timeout(self.timeout):
                 return await self.transport.send(body)
         except TimeoutError as error:
-            raise ChatFault(Problem.TIMEOUT, f"no whole reply within {self.timeout:g} s") from error
+            raise ChatFault(Problem.TIMEOUT, f"no complete reply within {self.timeout:g} s") from error
 
     def _cost(self, reply: ChatReply) -> Usage:
         read, written, price = reply.prompt_tokens, reply.completion_tokens, reply.price
@@ -318,7 +320,7 @@ class ChatClient:
         return Usage(prompt_tokens=read or 0, completion_tokens=written or 0, price=price)
 
     async def _shut_down(self) -> None:
-        """End what runs on the loop, including what libraries left there."""
+        """Cancel all tasks on the loop, including those that libraries started."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -374,7 +376,7 @@ class RequestBatch(Generic[Item, Result]):
                 self._client.stop(error)
 
     def _end(self, future: Future[None], *, drain: bool) -> None:
-        """Begin no request; await those in flight if they are to be drained, until Ctrl-C."""
+        """Stop sending requests. If draining, await those in flight, until the next Ctrl-C."""
         if future.done():
             return
         client = self._client
@@ -382,7 +384,7 @@ class RequestBatch(Generic[Item, Result]):
             if drain:
                 client.start(self._stop()).result()
                 if client.in_flight:
-                    say(f"  waiting for {client.in_flight} replies in flight; Ctrl-C drops them")
+                    say(f"  waiting for {client.in_flight} replies in flight; press Ctrl-C to drop them")
                 future.exception(timeout=client.timeout)
         except (TimeoutError, CancelledError):
             pass
@@ -395,7 +397,7 @@ class RequestBatch(Generic[Item, Result]):
         self._client.stop(Interrupted("interrupted. Results so far are kept: run the same command again"))
 
     def _hand_over_rest(self) -> None:
-        """Pass on what arrived meanwhile: it is paid for."""
+        """Pass on the results that arrived meanwhile, because they are paid for."""
         while not self._results.empty():
             result = self._results.get()
             if result is not None:
@@ -404,9 +406,9 @@ class RequestBatch(Generic[Item, Result]):
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Raise `Interrupted` on the first SIGTERM, and ignore further ones: replies in flight are being awaited.
+    """Raise `Interrupted` on the first SIGTERM. Repeated ones are ignored while replies in flight are awaited.
 
-    Only where SIGTERM would end the process at once. Training has a handler of its own.
+    This replaces only the default handler. Training has its own.
     """
     is_default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not is_default or threading.current_thread() is not threading.main_thread():

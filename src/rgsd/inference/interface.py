@@ -1,4 +1,4 @@
-"""What every backend shares: the response and its key, the protocol, seeds, and checks of the prompts."""
+"""What all backends share: the response and its key, the protocol, seeds, and checks of prompts."""
 
 from __future__ import annotations
 
@@ -107,12 +107,13 @@ def prompt_seed(seed: int | None, prompt: Conversation) -> int:
 
 
 def check_batch_size(batch_size: int) -> None:
+    """Raise a ConfigError if the batch size is less than 1."""
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def described(i: int, prompts: Sequence[Conversation]) -> str:
-    """Names a prompt in a message: its position and the start of its last turn."""
+    """A prompt's name in a message: its position and the start of its last turn."""
     last = " ".join(prompts[i][-1]["content"].split()) if prompts[i] else ""
     return f"prompt {i + 1} of {len(prompts)} ({last[:60]!r}{' ...' if len(last) > 60 else ''})"
 

@@ -1,7 +1,8 @@
-"""A written response, read again by a policy: its tokens, which of them are in the loss, and the logits that predict
-them. What training does on rollouts, for responses that lie in a file.
+"""Replays a finished response through a policy: its tokens, which of them are in the loss, and their logits.
 
-Letters in names: N response tokens, V vocabulary.
+This is what training does with rollouts, for responses that are stored in a file.
+
+Letters in names: N response tokens, V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, response_mask
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A response as tokens, its end of sequence with it if it came to one, and which of them are in the loss."""
+    """A response as tokens.
+
+    Args:
+        ids: Token ids, with the end of sequence unless the response was truncated.
+        in_loss: For each token, whether it is in the loss.
+    """
 
     ids: list[int]
     in_loss: list[bool]
@@ -33,7 +39,14 @@ def replay(
     think_tags: tuple[str, str] = (OPEN_TAG, CLOSE_TAG),
     mask_thinking: bool = True,
 ) -> Replay:
-    """The tokens of a response's text. An empty response is its end alone."""
+    """Tokenize a response and mark the tokens in the loss. An empty response is a single end of sequence.
+
+    Args:
+        response: The response.
+        tokenizer: The policy's tokenizer.
+        think_tags: The tags around the reasoning.
+        mask_thinking: Whether to exclude the reasoning from the loss.
+    """
     ids = list(tokenizer(response.text, add_special_tokens=False)["input_ids"])
     if not response.is_truncated or not ids:
         ids.append(tokenizer.eos_token_id)
@@ -49,7 +62,7 @@ def replay(
 def prompt_ids(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """A conversation as the model reads it, up to where its response begins."""
+    """The token ids of a conversation, up to the start of the model's response."""
     return list(
         tokenizer.apply_chat_template(
             [dict(m) for m in messages], add_generation_prompt=True, return_dict=False, **(chat_template_kwargs or {})
@@ -61,20 +74,20 @@ def logits(model: Any, prompt: list[int], response: list[int], example_id: str) 
     """(N, V): the logits that predict each token of the response, in the model's precision and on its device.
 
     Raises:
-        PromptTooLong: when the model has no positions for both.
+        PromptTooLong: If prompt and response exceed the model's positions.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and len(prompt) + len(response) > positions:
         raise PromptTooLong(
             f"prompt and response of example {example_id} have {len(prompt) + len(response):,} tokens, the model has "
-            f"{positions:,} positions: nothing is cut, so take a shorter response (--max_new_tokens) or another example"
+            f"{positions:,} positions: use a shorter response (--max_new_tokens) or another example"
         )
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             ids = torch.tensor([prompt + response], device=model.device)
-            # Logits at t predict token t + 1; the last ones predict nothing here.
+            # Logits at t predict token t + 1, so one more than the response is computed, and the last are dropped.
             return model(input_ids=ids, logits_to_keep=len(response) + 1).logits[0, :-1]
     finally:
         model.train(was_training)

@@ -1,4 +1,4 @@
-"""Generation by a server that speaks OpenAI's protocol, and what each of its refusals means."""
+"""Generation through an OpenAI-compatible server, with an explanation for each kind of refusal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from rgsd.errors import ConfigError, ModelError, PromptTooLong, RGSDError
 from rgsd.inference.chat import ChatClient, RetryPolicy
 from rgsd.inference.interface import Conversation, Done, Response, ResponseKey, described, prompt_seed, response_keys
+from rgsd.inference.replies import ChatFault, ChatReply, Problem
 from rgsd.inference.sampling import SamplingConfig
-from rgsd.inference.transports import ChatFault, ChatReply, HTTPTransport, Problem, parse_api_base, read_key
+from rgsd.inference.transports import HTTPTransport, parse_api_base, read_key
 from rgsd.progress import say
 from rgsd.redaction import remember, remember_settings
 
@@ -26,13 +27,18 @@ NEUTRAL_SAMPLING: Mapping[str, Mapping[str, Any]] = {
     "sglang": {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0},
     "llamacpp": {"repeat_penalty": 1.0, "top_k": 0, "min_p": 0.0},
 }
-"""Fields that turn off a server's own sampling defaults, some of which come from the checkpoint's generation_config. By
-the `owned_by` of its models. They are not OpenAI's, and other servers may refuse them."""
+"""Fields that disable a server's own sampling defaults, some of which come from the checkpoint's generation_config. The
+key is the `owned_by` of its models. OpenAI has no such fields, and other servers may refuse them."""
 
 
 @dataclass
 class _Server:
-    """What the list of models says about the server."""
+    """What a server's list of models reveals about it.
+
+    Args:
+        neutral: Fields that disable its own sampling defaults.
+        models: The names of its models.
+    """
 
     neutral: Mapping[str, Any] = field(default_factory=dict)
     models: Sequence[str] = ()
@@ -58,7 +64,7 @@ class ServerGenerator:
         api_key_env: The environment variable with the key. None reads RGSD_API_KEY, and sends no key if it is unset.
         concurrency: Requests in flight at once.
         timeout: Seconds for one request, to the last byte of its reply.
-        retry: When a request is sent again.
+        retry: When to send a request again.
         extra_body: More fields of the request. They override all others.
         prompt_opens_thinking: Whether the chat template ends with the open tag (Qwen3-Thinking-2507) and the server
             does not split off reasoning. A response that is cut off before the close tag then is all reasoning.
@@ -123,7 +129,7 @@ class ServerGenerator:
             async def work(i: int) -> Response | ChatFault:
                 return await self._respond(client, server, i, prompts)
 
-            client.run(lambda _: self._look(transport, server), [None], lambda *_: None, drain=False)
+            client.run(lambda _: self._inspect(transport, server), [None], lambda *_: None, drain=False)
             client.run(work, range(len(prompts)), finish, drain=False)
         self._warn_of_unmarked_reasoning(list(responses.values()))
         if failed:
@@ -140,8 +146,8 @@ class ServerGenerator:
         sent = [[[m["role"], m["content"]] for m in p] for p in prompts]
         return response_keys(f"{self.name} at {self.address}", settings, sent, self.sampling.temperature)
 
-    async def _look(self, transport: HTTPTransport, server: _Server) -> None:
-        """Ask for the list of models, to learn what kind of server it is. It need not answer."""
+    async def _inspect(self, transport: HTTPTransport, server: _Server) -> None:
+        """Fetch the list of models to learn the kind of server. It is fine if the server does not answer."""
         try:
             async with asyncio.timeout(min(PROBE_TIMEOUT, self.timeout)):
                 listed = await transport.models()
@@ -154,7 +160,7 @@ class ServerGenerator:
     async def _respond(
         self, client: ChatClient, server: _Server, i: int, prompts: Sequence[Conversation]
     ) -> Response | ChatFault:
-        """The response, or the fault that its last try ended with."""
+        """The response, or the fault of its last try."""
         try:
             reply = await client.ask(self._body(prompts[i], server.neutral), check=_check_is_finished)
         except ChatFault as fault:
@@ -170,7 +176,7 @@ class ServerGenerator:
         return self._response(reply)
 
     def _body(self, prompt: Conversation, neutral: Mapping[str, Any]) -> dict[str, Any]:
-        """The request as OpenAI defines it, plus what this server needs."""
+        """The request as OpenAI defines it, plus the fields that this server needs."""
         s = self.sampling
         body: dict[str, Any] = {
             "model": self.model,
@@ -195,7 +201,7 @@ class ServerGenerator:
         is_truncated = reply.finish_reason in ("length", "content_filter")
         if reply.reasoning:
             open_tag, close_tag = self.sampling.think_tags
-            # Cut off before the answer began: the reasoning was never closed.
+            # If the response was truncated before the answer began, the reasoning was never closed.
             rest = "" if is_truncated and not text else f"{close_tag}{text}"
             text = f"{open_tag}{reply.reasoning}{rest}"
         starts_in_thinking = self.prompt_opens_thinking and not reply.reasoning
@@ -222,7 +228,7 @@ class ServerGenerator:
         )
 
     def _refused(self, fault: ChatFault, prompt: str, models: Sequence[str]) -> RGSDError:
-        """What a refusal means and what to do."""
+        """The error for a refusal that no retry can fix, with its remedy."""
         what = f"the server at {self.address} refused {prompt}: {fault}"
         kept = "Responses so far are kept"
         match fault.problem:
@@ -256,7 +262,7 @@ class ServerGenerator:
 
 
 def _check_is_finished(reply: ChatReply) -> None:
-    """Ask again for a reply that the server aborted, or that does not count its tokens."""
+    """Refuse a reply that the server aborted, or that lacks token counts, so that it is requested again."""
     if reply.completion_tokens is None:
         raise ChatFault(Problem.MALFORMED, "not a chat completion with token counts")
     if reply.finish_reason in UNFINISHED:

@@ -49,8 +49,8 @@ def generate(
 
 
 def transformers_settings(sampling: SamplingConfig, *, dtype: str, attention: str | None) -> dict[str, Any]:
-    """What a response depends on besides weights and prompt. The batch size is left out: in float32 it changes
-    nothing."""
+    """What a response depends on besides weights and prompt. The batch size is not part of it: in float32 it has no
+    effect."""
     return {
         "backend": "transformers",
         "dtype": dtype.removeprefix("torch."),
@@ -178,6 +178,7 @@ class TransformersGenerator:
         """Generate with transformers' `generate`, batch by batch. Out of memory, the batch is halved."""
         import torch
 
+        # Similar lengths share a batch, so that little is padded.
         remaining = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         while remaining:
             batch = remaining[: self.batch_size]
@@ -275,11 +276,11 @@ class _SeededSampling:
     Args:
         draws_BT: Uniform draws from 0 to 1, one per row and step.
         prompt_length: Width of the padded prompts, in tokens.
-        how: The sampling settings.
+        sampling: The sampling settings.
     """
 
-    def __init__(self, draws_BT: torch.Tensor, prompt_length: int, how: Sampling) -> None:
-        self.draws_BT, self.prompt_length, self.how = draws_BT, prompt_length, how
+    def __init__(self, draws_BT: torch.Tensor, prompt_length: int, sampling: Sampling) -> None:
+        self.draws_BT, self.prompt_length, self.sampling = draws_BT, prompt_length, sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
@@ -287,5 +288,5 @@ class _SeededSampling:
         from rgsd.models.kernels.sampling import pick
 
         draws_B = self.draws_BT[:, input_ids.size(1) - self.prompt_length]
-        picked_B = pick(scores, draws_B, self.how)
+        picked_B = pick(scores, draws_B, self.sampling)
         return torch.full_like(scores, -torch.inf).scatter_(1, picked_B[:, None], 0.0)

@@ -16,16 +16,8 @@ from typing import Any
 from rgsd.errors import ConfigError, JudgeError
 from rgsd.inference.accounting import Budget, Prices, RequestLedger, Usage, listed_model
 from rgsd.inference.chat import Account, Bound, ChatClient, RetryPolicy
-from rgsd.inference.transports import (
-    ChatFault,
-    ChatReply,
-    HTTPTransport,
-    LiteLLMTransport,
-    Problem,
-    Transport,
-    parse_api_base,
-    read_key,
-)
+from rgsd.inference.replies import ChatFault, ChatReply, Problem
+from rgsd.inference.transports import HTTPTransport, LiteLLMTransport, Transport, parse_api_base, read_key
 from rgsd.judges.cache import LEASE, RENEW_EVERY, ReplyCache
 from rgsd.judges.config import JudgeConfig
 from rgsd.judges.judgement import Judgement, Task
