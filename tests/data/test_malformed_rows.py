@@ -129,7 +129,7 @@ CASES = [
     ),
     ("rgsd", "two checks", put("rubric", 0, "check", value={"any": ["x"], "all": ["y"]}), "rubric[0].check", "one key"),
     ("rgsd", "bad regex", put("rubric", 0, "check", value={"regex": "("}), "rubric[0].check", "regular expression"),
-    ("rgsd", "check is a text", put("rubric", 0, "check", value="any"), "rubric[0].check", "a check is an object"),
+    ("rgsd", "check is a text", put("rubric", 0, "check", value="any"), "rubric[0].check", "'any'"),
     ("rgsd", "misspelt key", put("refrence", value="x"), "refrence", "did you mean 'reference'?"),
     ("rgsd", "foreign key", put("zzz", value="x"), "zzz", "got the unknown key 'zzz', wanted one of id, prompt"),
     (

@@ -90,7 +90,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"judge": "gpt-5.4"}, "names no provider"),
+        ({"judge": "gpt-5.4"}, "gpt-5.4"),
         ({"judge": ""}, "empty"),
         ({"judge": "a/b", "judge_mode": "both"}, "judge_mode"),
         ({"judge": "a/b", "judge_concurrency": 0}, "judge_concurrency"),

@@ -473,7 +473,7 @@ def test_on_a_full_disk_at_the_cache_every_verdict_comes_back(judge, capsys):
 
 
 def test_a_wait_for_another_process_is_announced(judge, monkeypatch, capsys):
-    monkeypatch.setattr("rgsd.judges.llm.SECONDS_UNTIL_ANNOUNCED", 0.1)
+    monkeypatch.setattr("rgsd.judges.llm.ANNOUNCE_AFTER", 0.1)
     with OpenAIServer(answer) as server:
         one = judge(server)
         monkeypatch.setattr("rgsd.judges.cache.LEASE", 0.6)

@@ -1,4 +1,4 @@
-"""Judges: who decides whether a response meets its criteria."""
+"""Judges, which decide whether a response meets its criteria: programmatic checks, an LLM, or your own."""
 
 from __future__ import annotations
 

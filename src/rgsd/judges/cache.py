@@ -1,10 +1,10 @@
-"""Replies on disk: no process pays for a reply twice, however the last one ended.
+"""Caches the judge's replies on disk, so that no reply is paid for twice, however the last process ended.
 
-One SQLite file in write-ahead mode, JSON values, no pickle. A process about to buy a reply claims its key; others that
-want the same reply wait. A claim is a short lease that its owner renews, so the claim of a process that died lapses on
-its own, and at once where its death can be seen.
+One SQLite file in write-ahead mode holds JSON values, and no pickles. Before a process requests a reply, it claims the
+key of the reply; other processes that need the same reply wait for it. A claim is a short lease that its owner renews,
+so the claim of a dead process expires, and immediately if its death can be observed.
 
-When the file cannot be written (a full disk), replies stay in memory, and are written as soon as that works again.
+If the file cannot be written (a full disk), replies stay in memory, and are written as soon as that works again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rgsd.progress import say
 from rgsd.redaction import redact_known
 
 LEASE = 30.0
-"""Seconds that a claim lasts unless it is renewed: the longest wait for a process whose death cannot be seen."""
+"""Seconds until a claim expires unless it is renewed: the longest wait for a process whose death cannot be observed."""
 RENEW_EVERY = 5.0
 """Seconds between renewals of this process's claims."""
-LOCKED = 10.0
-"""Seconds that a locked file is waited for."""
+LOCK_TIMEOUT = 10.0
+"""Seconds to wait while another process locks the file."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, created REAL NOT NULL);
@@ -40,8 +40,16 @@ CREATE TABLE IF NOT EXISTS unusable (key TEXT PRIMARY KEY, replies TEXT NOT NULL
 
 
 class Holder(NamedTuple):
-    """Who holds a claim: an opening of the cache (`owner`) in a process. A pid alone does not name a process: it is
-    used again, and in every container the first one is 1."""
+    """The holder of a claim.
+
+    A pid alone does not identify a process: pids are reused, and in every container the first process has pid 1.
+
+    Args:
+        owner: A random id of one opened cache.
+        machine: As from `_machine`.
+        pid: The process.
+        started: When it started, as from `_start_of`.
+    """
 
     owner: str
     machine: str
@@ -49,28 +57,28 @@ class Holder(NamedTuple):
     started: str
 
     def is_dead(self, machine: str) -> bool:
-        """Whether the process is known to have ended; False where that cannot be seen from `machine`."""
-        return self.machine == machine and _started(self.pid) != self.started
+        """Whether the process is known to have ended. False if that cannot be observed from `machine`."""
+        return self.machine == machine and _start_of(self.pid) != self.started
 
 
 class ReplyCache:
-    """Key -> reply, in a file that processes share. Used from one thread.
+    """Maps keys to replies, in a file that processes share. For use from one thread.
 
     Raises:
-        JudgeError: when the file cannot be opened, read, or is not such a cache, or another process keeps it locked.
+        JudgeError: If the file cannot be opened or read, is not such a cache, or stays locked by another process.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._me = Holder(uuid.uuid4().hex, _machine(), os.getpid(), _started(os.getpid()) or "")
+        self._me = Holder(uuid.uuid4().hex, _machine(), os.getpid(), _start_of(os.getpid()) or "")
         self._unwritten: dict[str, str] = {}
         self._is_faulty = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=LOCKED, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            # A commit outlives its process at once; only a loss of power can take the last ones. Waiting for the disk
-            # at each commit would hold up the replies that arrive meanwhile, and a kill would lose those.
+            # A commit survives the death of the process, and only a power failure can lose the last ones. Waiting for
+            # the disk at each commit would delay replies that arrive meanwhile, and a kill would lose those.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
             self._db.execute("SELECT key, reply FROM replies LIMIT 1").fetchone()
@@ -79,10 +87,10 @@ class ReplyCache:
             raise self._unusable(error) from error
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The reply, or None. A reply that is damaged counts as none.
+        """The reply for a key, or None. A damaged reply counts as missing.
 
         Raises:
-            JudgeError: when the file cannot be read.
+            JudgeError: If the file cannot be read.
         """
         text = self._unwritten.get(key)
         if text is None:
@@ -95,14 +103,23 @@ class ReplyCache:
         return reply if isinstance(reply, dict) and isinstance(reply.get("text"), str) else None
 
     def claim(self, key: str, seconds: float | None = None) -> bool:
-        """Whether this process may buy the reply; for so many seconds (by default `LEASE`) after the last `renew`, or
-        until `put` or `release`. A file that cannot be written grants every claim."""
+        """Claim the right to request a reply.
+
+        Args:
+            key: The reply's key.
+            seconds: How long the claim lasts after the last `renew`, unless `put` or `release` ends it. None means
+                `LEASE`.
+
+        Returns:
+            False if another live process holds the claim. True if the file cannot be written: paying twice is better
+            than not judging at all.
+        """
         now = time.time()
 
         def work() -> bool:
             row = self._db.execute("SELECT owner, machine, pid, started, until FROM leases WHERE key = ?", (key,))
-            found = row.fetchone()
-            if found is not None and found[4] >= now and not Holder(*found[:4]).is_dead(self._me.machine):
+            lease = row.fetchone()
+            if lease is not None and lease[4] >= now and not Holder(*lease[:4]).is_dead(self._me.machine):
                 return False
             until = now + (LEASE if seconds is None else seconds)
             self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", (key, *self._me, until))
@@ -120,17 +137,17 @@ class ReplyCache:
         self._write_rest()
 
     def holder(self, key: str) -> str:
-        """Who has the claim, in words."""
+        """The holder of a claim, in words."""
         row = self._read("SELECT machine, pid FROM leases WHERE key = ?", (key,))
         return "another process" if row is None else f"process {row[1]} on {str(row[0]).split(':')[0]}"
 
     def put(self, key: str, reply: dict[str, Any]) -> None:
-        """Keep a reply, and give up the claim. Where the file cannot be written, the reply is kept in memory."""
+        """Store a reply and give up the claim. If the file cannot be written, the reply stays in memory."""
         self._unwritten[key] = redact_known(json.dumps(reply))
         self._write_rest()
 
     def unusable(self, key: str) -> list[dict[str, Any]]:
-        """Replies that could not be used, of a process that was killed before it asked again."""
+        """The unusable replies of a process that was killed before it could ask again."""
         row = self._read("SELECT replies FROM unusable WHERE key = ?", (key,))
         try:
             replies = json.loads(row[0]) if row is not None else []
@@ -141,7 +158,7 @@ class ReplyCache:
         return replies if is_valid else []
 
     def put_unusable(self, key: str, replies: list[dict[str, Any]]) -> None:
-        """Store the replies so far that could not be used; an empty list forgets them."""
+        """Store the unusable replies so far. An empty list deletes them."""
         text = redact_known(json.dumps(replies))
 
         def work() -> bool:
@@ -157,12 +174,12 @@ class ReplyCache:
         self._write(lambda: self._db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", (key, self._me.owner)))
 
     def close(self) -> None:
-        """Close the file, and say so if paid replies could not be written."""
+        """Close the file, and warn if paid replies could not be written."""
         self._write_rest()
         if self._unwritten:
             say(
-                f"  {len(self._unwritten)} replies could not be written to the judge's cache {self.path}: what was "
-                "judged with them is kept, but judging the same again pays for them again"
+                f"  {len(self._unwritten)} replies could not be written to the judge's cache {self.path}: their "
+                "judgements are kept, but judging the same responses again pays for them again"
             )
             self._unwritten.clear()
         self._db.close()
@@ -184,23 +201,23 @@ class ReplyCache:
             self._is_faulty = False
 
     def _write(self, work: Callable[[], Any]) -> Any:
-        """The work in one transaction, or None where the file cannot be written; that is said the first time."""
+        """Do the work in one transaction. Returns None if the file cannot be written, and warns the first time."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             done = work()
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
-                with suppress(sqlite3.Error):  # SQLite may have rolled back itself
+                with suppress(sqlite3.Error):  # SQLite may have rolled back already
                     self._db.execute("ROLLBACK")
             if not self._is_faulty:
-                say(f"  the judge's cache {self.path} cannot be written ({error}): replies stay in memory meanwhile")
+                say(f"  the judge's cache {self.path} cannot be written ({error}): replies stay in memory for now")
             self._is_faulty = True
             return None
         return done
 
     def _read(self, query: str, values: tuple[Any, ...]) -> Any:
-        until = time.monotonic() + LOCKED
+        until = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 return self._db.execute(query, values).fetchone()
@@ -210,15 +227,15 @@ class ReplyCache:
 
     def _unusable(self, error: Exception) -> JudgeError:
         remedy = (
-            "end the process that holds it"
+            "end the process that locks it"
             if _is_locked(error)
-            else "make room or choose a folder that can be written"
+            else "free some space, or choose a writable folder"
             if isinstance(error, OSError) or "full" in str(error) or "readonly" in str(error)
             else "move the file away (its replies are lost)"
         )
         return JudgeError(
-            f"the judge's cache {self.path} cannot be used ({error}): {remedy}, name another file with judge_cache, or "
-            "set judge_cache to `off`"
+            f"the judge's cache {self.path} cannot be used ({error}): {remedy}, or set judge_cache to another file or "
+            "to `off`"
         )
 
 
@@ -227,26 +244,30 @@ def _is_locked(error: Exception) -> bool:
 
 
 def _machine() -> str:
-    """Host, boot and namespace of pids: where two processes agree in these, each can see whether the other runs."""
+    """Host, boot and pid namespace. Two processes with the same three can observe each other."""
     parts = [socket.gethostname()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:  # a system without /proc
+    except OSError:  # there is no /proc on macOS and Windows
         pass
     return ":".join(parts)
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in its own unit; "" where that is not told, None when it has ended (a
-    process that was killed and that nobody has waited for has)."""
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine started, in the system's own unit.
+
+    Returns:
+        "" if the system does not tell. None if the process has ended, even if its parent has not collected it yet.
+    """
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 only checks whether the process exists
     except ProcessLookupError:
         return None
     except PermissionError:
         pass
     try:
+        # The name in field 2 may contain spaces and parentheses. After it: state first, start time as field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in ("Z", "X") else fields[19]
     except (OSError, IndexError):

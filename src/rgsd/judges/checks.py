@@ -1,6 +1,6 @@
-r"""Programmatic checks: criteria that a program decides exactly.
+r"""Programmatic checks, which decide a criterion exactly and at no cost.
 
-A check is a small JSON value that travels with its criterion. One key names the kind:
+A check is a small JSON object that is stored with its criterion. Its one key is the kind:
 
     {"any": ["call an ambulance", "911"]}        contains at least one of the phrases
     {"all": ["sleep", "exercis*"]}               contains every phrase
@@ -15,11 +15,11 @@ A check is a small JSON value that travels with its criterion. One key names the
     {"negated": ["antibiotics"]}                 some phrase stands in a sentence with a negation before it
     {"affirmed": ["antibiotics"]}                some phrase stands in a sentence with no negation before it
 
-Phrases ignore case and runs of white space, match whole words, and may end in `*` to match any ending ("dehydrat*").
-Curly quotes and dashes are read as their plain forms.
+Phrases ignore case and the amount of white space, match whole words, and may end in `*` to match any ending
+("dehydrat*"). Curly quotes and dashes count as their plain forms.
 
-Patterns and responses come from outside, so both are limited. A check that would take longer than `CHECK_SECONDS`, or
-that meets a text of more than `MAX_TEXT_CHARS`, is undecided: its criterion is unscored.
+Patterns and responses come from outside, so both are limited. A check that takes longer than `CHECK_SECONDS`, or a text
+of more than `MAX_TEXT_CHARS`, is undecided: the criterion is unscored.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from rgsd.judges.judgement import Judgement, Task
 from rgsd.rubrics import Example, Verdict
 
 CHECKS_VERSION = 1
-"""Raise it when a check can decide the same text differently: verdicts stored under another version are not reused."""
+"""Raise it when a check may decide the same text differently. Verdicts stored under another version are not reused."""
 PLAIN = str.maketrans(
     {"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u00a0": " "}
 )
-"""Typographic quotes, dashes and spaces -> their plain forms."""
+"""Maps typographic quotes, dashes and spaces to their plain forms."""
 _BULLET = re.compile(r"^[ \t]*[-*•+][ \t]+\S", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]*\d+[.)][ \t]+\S", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
@@ -51,25 +51,25 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 CHECK_SECONDS = 1.0
-"""Time for one check on one text; ordinary checks take well under a millisecond."""
+"""The time limit of one check on one text. Ordinary checks take well under a millisecond."""
 MAX_TEXT_CHARS = 1_000_000
-"""Longest text that is checked."""
+"""The longest text that is checked."""
 MAX_PATTERN_CHARS = 10_000
-"""Longest regular expression, and longest phrase."""
+"""The longest regular expression or phrase."""
 MAX_REPEATED = 100_000
-"""Most items a regular expression may demand, with its repeat counts multiplied out: compiling it takes that memory."""
+"""The most items that a regular expression may require, after expanding its repeat counts, as compiling it does."""
 MAX_PARTS, MAX_DEPTH = 1_000, 20
-"""Most checks and phrases within one check, and deepest nesting."""
-_LEAST_SECONDS = 0.01
+"""The most checks and phrases within one check, and the deepest nesting."""
+_MIN_SECONDS = 0.01
 _LITERAL_BRACE = re.compile(r"(\\.)|\{(?!\d+(?:,\d*)?\}|,\d*\})", re.DOTALL)
-"""An escaped character, or a brace that opens no repeat count. `re` reads such a brace as itself; `regex` may read
+"""An escaped character, or a brace that opens no repeat count. `re` takes such a brace literally, but `regex` may read
 `{e<=1}` as fuzzy matching."""
 _UNITS = ("words", "sentences", "paragraphs", "bullets", "numbered")
 _KINDS = ["any", "all", "order", "regex", "count", "not", "every", "some", "starts", "ends", "negated", "affirmed"]
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences and lines of a text that hold at least one word."""
+    """The sentences and lines of a text that contain at least one word."""
     return [s.strip() for s in _SENTENCE_END.split(text) if re.search(r"\w", s)]
 
 
@@ -83,30 +83,33 @@ def _phrase(phrase: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=4096)
 def _pattern(pattern: str) -> regex.Pattern[str]:
-    # `re` cannot be stopped; `regex` takes a timeout. In its version 0 the two agree, braces aside.
-    plain = _LITERAL_BRACE.sub(lambda found: found[1] or r"\{", pattern)
+    # `re` cannot be interrupted, but `regex` has a timeout. In its version 0 both agree, except for braces.
+    plain = _LITERAL_BRACE.sub(lambda match: match[1] or r"\{", pattern)
     try:
         return regex.compile(plain, regex.IGNORECASE | regex.MULTILINE | regex.VERSION0)
     except (regex.error, RecursionError, MemoryError, OverflowError) as error:
-        raise CheckUndecided(f"check 'regex' {_clipped(pattern)} cannot be used: {error}: simplify it") from None
+        raise CheckUndecided(f"check 'regex' {_clipped(pattern)} cannot be compiled ({error}): simplify it") from None
 
 
 _TIMEOUTS: dict[str, int] = {}
-"""How often each pattern has timed out in this process."""
+"""The number of timeouts of each pattern in this process."""
 
 
 @contextmanager
 def _time_left(pattern: str, deadline: float) -> Iterator[float]:
-    """Seconds that a pattern may take. Each timeout leaves it a quarter for the next text: texts that it matches at an
-    ordinary pace still get their verdict, and a run full of bad ones loses about a second to it, not one a response."""
-    seconds = max(_LEAST_SECONDS, CHECK_SECONDS / 4 ** min(_TIMEOUTS.get(pattern, 0), 8))
+    """The seconds that a pattern may take on the next text.
+
+    Each timeout leaves the pattern a quarter of that for later texts. Texts that it matches at an ordinary pace still
+    get their verdict, and a run full of bad texts loses about a second in total, rather than one per response.
+    """
+    seconds = max(_MIN_SECONDS, CHECK_SECONDS / 4 ** min(_TIMEOUTS.get(pattern, 0), 8))
     try:
-        yield max(_LEAST_SECONDS, min(seconds, deadline - time.monotonic()))
+        yield max(_MIN_SECONDS, min(seconds, deadline - time.monotonic()))
     except TimeoutError:
         _TIMEOUTS[pattern] = _TIMEOUTS.get(pattern, 0) + 1
         raise CheckUndecided(
-            f"check 'regex' {_clipped(pattern)} got no answer in {seconds:.2g} s on this response: it backtracks "
-            "without end; rewrite nested repeats such as (a+)+ as a+"
+            f"check 'regex' {_clipped(pattern)} did not finish in {seconds:.2g} s on this response: it backtracks too "
+            "much, so rewrite nested repeats such as (a+)+ as a+"
         ) from None
 
 
@@ -115,24 +118,24 @@ def _clipped(text: str, most: int = 60) -> str:
 
 
 def validate(check: Any) -> None:
-    """Refuse a malformed check, naming what is wrong with it.
+    """Refuse a malformed check.
 
     Raises:
-        DataError: with the offending part and the form that is wanted.
+        DataError: If a part of the check is malformed, naming the part and the expected form.
     """
     _validate_size(check)
     _validate(check)
 
 
 def _validate_size(check: Any) -> None:
-    """Refuse a check of too many parts or too deep, before anything walks it recursively."""
+    """Refuse a check that is too large or too deep, before anything walks it recursively."""
     n_parts, level, depth = 0, [check], 0
     while level:
         n_parts, depth = n_parts + len(level), depth + 1
-        if n_parts > MAX_PARTS or depth > 2 * MAX_DEPTH:  # a list and an object a level
+        if n_parts > MAX_PARTS or depth > 2 * MAX_DEPTH:  # each level is a list and an object
             raise DataError(
-                f"a check may hold {MAX_PARTS:,} checks and phrases, {MAX_DEPTH} levels deep; got more: split it into "
-                "several criteria"
+                f"a check may have at most {MAX_PARTS:,} checks and phrases and {MAX_DEPTH} levels, got more: split it "
+                "into several criteria"
             )
         bodies = [v for part in level if isinstance(part, Mapping) for v in part.values()]
         level = bodies + [v for part in level if isinstance(part, list) for v in part]
@@ -140,14 +143,14 @@ def _validate_size(check: Any) -> None:
 
 def _validate(check: Any) -> None:
     if not isinstance(check, Mapping) or len(check) != 1:
-        raise DataError(f"a check is an object with one key out of {', '.join(_KINDS)}; got {check!r}")
+        raise DataError(f"a check must be an object with one key out of {', '.join(_KINDS)}, got {check!r}")
     ((kind, body),) = check.items()
     if kind in ("any", "all", "order", "negated", "affirmed"):
         if not isinstance(body, list) or not body or not all(isinstance(p, str) and p.strip(" *") for p in body):
-            raise DataError(f"check {kind!r} wants a non-empty list of phrases, got {body!r}")
+            raise DataError(f"check {kind!r} must be a non-empty list of phrases, got {body!r}")
         if longest := next((p for p in body if len(p) > MAX_PATTERN_CHARS), None):
             raise DataError(
-                f"check {kind!r}: a phrase of {len(longest):,} characters, {MAX_PATTERN_CHARS:,} are allowed"
+                f"check {kind!r} has a phrase of {len(longest):,} characters, at most {MAX_PATTERN_CHARS:,} are allowed"
             )
     elif kind == "regex":
         _validate_regex(body)
@@ -157,7 +160,7 @@ def _validate(check: Any) -> None:
         _validate(body)
     elif kind in ("every", "some"):
         if not isinstance(body, list) or not body:
-            raise DataError(f"check {kind!r} wants a non-empty list of checks, got {body!r}")
+            raise DataError(f"check {kind!r} must be a non-empty list of checks, got {body!r}")
         for part in body:
             _validate(part)
     else:
@@ -166,40 +169,42 @@ def _validate(check: Any) -> None:
 
 def _validate_regex(pattern: Any) -> None:
     if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARS:
-        raise DataError(f"check 'regex' has {len(pattern):,} characters, {MAX_PATTERN_CHARS:,} are allowed: shorten it")
+        raise DataError(
+            f"check 'regex' has {len(pattern):,} characters, the limit is {MAX_PATTERN_CHARS:,}: shorten it"
+        )
     try:
         n_repeated = _n_repeated(pattern)
     except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise DataError(f"check 'regex' wants a regular expression, got {pattern!r}: {error}") from None
+        raise DataError(f"check 'regex' must be a regular expression, got {pattern!r}: {error}") from None
     if n_repeated > MAX_REPEATED:
         raise DataError(
-            f"check 'regex' {_clipped(pattern)} demands {n_repeated:,} items with its repeat counts multiplied out, "
-            f"{MAX_REPEATED:,} are allowed: lower the counts"
+            f"check 'regex' {_clipped(pattern)} requires {n_repeated:,} items after expanding its repeat counts, the "
+            f"limit is {MAX_REPEATED:,}: lower the counts"
         )
 
 
 @lru_cache(maxsize=4096)
 def _n_repeated(pattern: str) -> int:
-    """How many items a pattern demands at least; a pattern that `re` would not compile raises what `re` raises."""
+    """The least number of items that a pattern requires. Raises what `re` raises for an invalid pattern."""
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     return _n_items(re._parser.parse(pattern, re.IGNORECASE | re.MULTILINE))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _n_items(part: Any) -> int:
-    """The size of a part of a parsed pattern. A repeat is the tuple (least, most, part)."""
+    """The size of a part of a parsed pattern, where a repeat is the tuple (least, most, part)."""
     if isinstance(part, tuple) and len(part) == 3 and isinstance(part[0], int) and isinstance(part[1], int):
         return max(1, part[0]) * _n_items(part[2])
-    # A part that `re` parsed is a sequence of its own class.
+    # `re` parses a pattern into sequences of its own class, which has getwidth.
     return sum(_n_items(p) for p in part) if isinstance(part, tuple | list) or hasattr(part, "getwidth") else 1
 
 
 def _validate_count(body: Any) -> None:
     if not isinstance(body, Mapping) or "of" not in body:
-        raise DataError(f"check 'count' wants {{'of': ..., 'min': n and/or 'max': n}}, got {body!r}")
+        raise DataError(f"check 'count' must be {{'of': ..., 'min': n and/or 'max': n}}, got {body!r}")
     if unknown := set(body) - {"of", "min", "max"}:
         raise DataError(f"check 'count' has unknown keys {sorted(unknown)}, known: of, min, max")
     if not {"min", "max"} & set(body):
-        raise DataError(f"check 'count' wants a 'min' or a 'max', got {body!r}")
+        raise DataError(f"check 'count' needs a 'min' or a 'max', got {body!r}")
     for bound in ("min", "max"):
         if bound in body and (isinstance(body[bound], bool) or not isinstance(body[bound], int) or body[bound] < 0):
             raise DataError(f"check 'count': {bound!r} must be a whole number of at least 0, got {body[bound]!r}")
@@ -207,7 +212,7 @@ def _validate_count(body: Any) -> None:
     if isinstance(of, Mapping) and set(of) == {"regex"}:
         _validate_regex(of["regex"])
     elif of not in _UNITS:
-        raise DataError(f"check 'count' counts {', '.join(_UNITS)} or {{'regex': ...}}, got {of!r}")
+        raise DataError(f"check 'count' can count {', '.join(_UNITS)} or {{'regex': ...}}, got {of!r}")
 
 
 def _count(of: Any, text: str, deadline: float) -> int:
@@ -227,10 +232,10 @@ def _in_order(phrases: list[str], text: str, deadline: float) -> bool:
     position = 0
     for phrase in phrases:
         _check_time(deadline)
-        found = _phrase(phrase).search(text, position)
-        if found is None:
+        match = _phrase(phrase).search(text, position)
+        if match is None:
             return False
-        position = found.end()
+        position = match.end()
     return True
 
 
@@ -238,25 +243,25 @@ def _mentions(phrases: list[str], text: str, deadline: float, *, negated: bool) 
     for sentence in sentences(text):
         _check_time(deadline)
         negation = _NEGATION.search(sentence)
-        # A phrase is negated from where the first negation ends. One search a sentence keeps this linear.
+        # A phrase counts as negated after the first negation of its sentence. One search per sentence is linear.
         begin = len(sentence) + 1 if negation is None else negation.end()
         for phrase in phrases:
-            for found in _phrase(phrase).finditer(sentence):
-                if (found.start() >= begin) == negated:
+            for match in _phrase(phrase).finditer(sentence):
+                if (match.start() >= begin) == negated:
                     return True
                 if not negated:
-                    break  # the first one stands behind the negation, so all do
+                    break  # the first one comes after the negation, so all do
     return False
 
 
 def holds(check: Mapping[str, Any], text: str) -> bool:
-    """Whether a (valid) check holds on a text.
+    """Whether a valid check holds on a text.
 
     Raises:
-        CheckUndecided: when the text is longer than `MAX_TEXT_CHARS`, or the check takes longer than `CHECK_SECONDS`.
+        CheckUndecided: If the text is longer than `MAX_TEXT_CHARS`, or the check takes longer than `CHECK_SECONDS`.
     """
     if len(text) > MAX_TEXT_CHARS:
-        raise CheckUndecided(f"got a text of {len(text):,} characters, checks read up to {MAX_TEXT_CHARS:,}")
+        raise CheckUndecided(f"the text has {len(text):,} characters, checks read at most {MAX_TEXT_CHARS:,}")
     return _holds(check, text.translate(PLAIN), time.monotonic() + CHECK_SECONDS)
 
 
@@ -272,9 +277,9 @@ def _holds(check: Mapping[str, Any], text: str, deadline: float) -> bool:
     ((kind, body),) = check.items()
     match kind:
         case "any":
-            return any(_found(p, text, deadline) for p in body)
+            return any(_contains(p, text, deadline) for p in body)
         case "all":
-            return all(_found(p, text, deadline) for p in body)
+            return all(_contains(p, text, deadline) for p in body)
         case "order":
             return _in_order(body, text, deadline)
         case "regex":
@@ -296,27 +301,27 @@ def _holds(check: Mapping[str, Any], text: str, deadline: float) -> bool:
     raise DataError(f"unknown check {kind!r}, known: {', '.join(_KINDS)}")
 
 
-def _found(phrase: str, text: str, deadline: float) -> bool:
+def _contains(phrase: str, text: str, deadline: float) -> bool:
     _check_time(deadline)
     return _phrase(phrase).search(text) is not None
 
 
 class ChecksJudge:
-    """The judge that runs each criterion's own check. Exact, free, and deterministic.
+    """The judge that runs the criteria's own checks: exact, free and deterministic.
 
-    A criterion without a check comes back unscored, and so does one whose check reached its limit of time or text.
+    A criterion is unscored if it has no check, or if its check exceeds the limit of time or text.
     """
 
     name = "checks"
     identity = ("checks", CHECKS_VERSION)
 
     def judge(self, example: Example, response: str) -> Judgement:
-        """One verdict a criterion, in the rubric's order."""
+        """Judge one response."""
         problem, verdicts = "", []
         for criterion in example.rubric:
             if criterion.check is None:
                 problem = problem or "no check"
-                reason = "no programmatic check on this criterion: use an LLM judge"
+                reason = "this criterion has no programmatic check: use an LLM judge"
                 verdicts.append(Verdict(met=None, reason=reason))
                 continue
             try:
@@ -329,7 +334,7 @@ class ChecksJudge:
         return Judgement(verdicts, problem=problem)
 
     def judge_all(self, tasks: Sequence[Task], done: Callable[[int, Judgement], None] | None = None) -> list[Judgement]:
-        """The judgements of many responses, in their order."""
+        """Judge many responses. See `Judge.judge_all`."""
         judgements = []
         for i, (example, response) in enumerate(tasks):
             judgements.append(self.judge(example, response))

@@ -10,28 +10,28 @@ from typing import Any
 from rgsd.errors import ConfigError
 from rgsd.inference.accounting import ledger_totals
 from rgsd.judges.checks import ChecksJudge
-from rgsd.judges.config import OWN, JudgeConfig
+from rgsd.judges.config import CUSTOM, JudgeConfig
 from rgsd.judges.judgement import Judge, Usage
 from rgsd.judges.llm import LLMJudge
 from rgsd.rubrics import Example
 
 
 def build_judge(config: JudgeConfig) -> Judge:
-    """The judge that the settings describe.
+    """Build the judge for these settings.
 
     Raises:
-        ConfigError: when it needs what is not installed, or a budget in dollars and the judge's price is not known;
-            when a judge of one's own cannot be imported or made.
+        ConfigError: If an extra is missing, a budget is set but the price is unknown, or a custom judge cannot be
+            imported or built.
     """
     if config.needs_checks:
         return ChecksJudge()
-    if config.is_own:
+    if config.is_custom:
         return _custom_judge(config)
     return LLMJudge(config)
 
 
 def unchecked(examples: Sequence[Example], config: JudgeConfig) -> str:
-    """Why the judge cannot judge the examples: `checks` needs a check for every criterion. Empty if it can."""
+    """Why the judge cannot judge the examples, or "" if it can. `checks` needs a check for every criterion."""
     n = sum(not e.rubric.is_checkable for e in examples) if config.needs_checks else 0
     return f"{n} of {len(examples)} rubrics have criteria without a programmatic check" if n else ""
 
@@ -44,15 +44,15 @@ def check_judgeable(examples: Sequence[Example], config: JudgeConfig) -> None:
     """
     if problem := unchecked(examples, config):
         raise ConfigError(
-            f"{problem}: name an LLM judge, for example --judge openai/gpt-5.4, or --judge NAME --judge_api_base URL"
+            f"{problem}: use an LLM judge, e.g. --judge openai/gpt-5.4, or --judge NAME --judge_api_base URL"
         )
 
 
 def try_out(judge: Judge, *, lazily: bool = False) -> None:
-    """Find out whether an LLM judge answers at all, before any work; see `LLMJudge.test_call`. Others are not asked.
+    """Send an LLM judge a test call before any work (`LLMJudge.test_call`). Other judges have none.
 
     Raises:
-        JudgeError: when it does not.
+        JudgeError: If the judge does not answer.
     """
     call = getattr(judge, "test_call", None)
     if call is not None:
@@ -60,14 +60,14 @@ def try_out(judge: Judge, *, lazily: bool = False) -> None:
 
 
 def record_requests(judge: Judge, path: Path, arm: str) -> None:
-    """Record every further request of an LLM judge in a ledger; see `ledger_usage`. Other judges send none."""
+    """Record all further requests of an LLM judge in a ledger, which `ledger_usage` reads. Other judges send none."""
     record = getattr(judge, "record_requests", None)
     if record is not None:
         record(path, _label(arm, judge.name))
 
 
 def ledger_usage(path: Path, arm: str, judge: str) -> Usage | None:
-    """What a ledger says about the requests of a judge for an arm; None if it has none."""
+    """The usage of a judge for an arm, according to a ledger. None if it has no such requests."""
     return ledger_totals(path).get(_label(arm, judge))
 
 
@@ -76,25 +76,25 @@ def _label(arm: str, judge: str) -> str:
 
 
 def _custom_judge(config: JudgeConfig) -> Judge:
-    module, _, function = config.judge.removeprefix(OWN).partition(":")
+    module, _, function = config.judge.removeprefix(CUSTOM).partition(":")
     if not module or not function:
-        raise ConfigError(f"judge is {config.judge!r}, {OWN}MODULE:FUNCTION is wanted, e.g. {OWN}my_judges:build")
+        raise ConfigError(f"judge must be {CUSTOM}MODULE:FUNCTION, e.g. {CUSTOM}my_judges:build, got {config.judge!r}")
     try:
         factory = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"judge {config.judge!r} cannot be imported ({error}): the module must be on Python's path (PYTHONPATH) "
-            "and have this function"
+            f"judge {config.judge!r} cannot be imported ({error}): make sure that the module is on PYTHONPATH and "
+            "defines this function"
         ) from error
     arguments: Any = config.judge_kwargs or {}
     try:
         judge = factory(**arguments)
     except TypeError as error:
-        raise ConfigError(f"judge {config.judge!r} cannot be made with judge_kwargs {arguments}: {error}") from error
+        raise ConfigError(f"judge {config.judge!r} cannot be built with judge_kwargs {arguments}: {error}") from error
     missing = [name for name in ("name", "judge", "judge_all") if not hasattr(judge, name)]
     if missing:
         raise ConfigError(
-            f"judge {config.judge!r} made a {type(judge).__name__} without {', '.join(missing)}: a rgsd.judges.Judge "
-            "is wanted"
+            f"judge {config.judge!r} returned a {type(judge).__name__} without {', '.join(missing)}: it must return a "
+            "rgsd.judges.Judge"
         )
     return judge

@@ -1,4 +1,4 @@
-"""What a judge is, and what it gives back."""
+"""The `Judge` protocol, and the judgement that a judge returns."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rgsd.rubrics import Example, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A judge's word on one response.
+    """A judge's decisions on one response.
 
     Args:
-        verdicts: one a criterion, in the rubric's order; unscored (`met=None`) where the judge could not decide.
-        replies: the judge's raw replies, the last attempt of each call; empty for a judge that writes none.
-        usage: what it cost.
-        problem: why verdicts are unscored (`timeout`, `refusal`, `malformed`, ...); empty when all are scored.
+        verdicts: One per criterion, in the rubric's order. Unscored (`met=None`) if the judge could not decide.
+        replies: The judge's raw replies, the last try of each call. Empty for a judge that writes none.
+        usage: The cost.
+        problem: Why verdicts are unscored (`timeout`, `refusal`, `malformed`, ...). Empty if all are scored.
     """
 
     verdicts: list[Verdict]
@@ -35,19 +35,22 @@ class Judge(Protocol):
     """Decides whether a response meets its criteria."""
 
     name: str
-    """In tables, and for keys of stored verdicts: verdicts of another name are not taken for its own. A judge may also
-    have `identity`, a JSON value of what else its verdicts depend on (its settings, the version of its prompt)."""
+    """Shown in tables, and part of the key of stored verdicts, which are not reused under another name. A judge may
+    also have an `identity`: a JSON value of everything else that its verdicts depend on, such as its settings."""
 
     def judge(self, example: Example, response: str) -> Judgement:
-        """The judgement of one response."""
+        """Judge one response."""
         ...
 
     def judge_all(self, tasks: Sequence[Task], done: Callable[[int, Judgement], None] | None = None) -> list[Judgement]:
-        """The judgements of many responses, in their order.
+        """Judge many responses.
 
         Args:
-            tasks: pairs of example and response.
-            done: called in this thread with a task's position and its judgement as soon as that is there, in any
-                order; so that what was judged is kept when the rest is not.
+            tasks: Pairs of example and response.
+            done: Called in this thread with the position and judgement of each task as it completes, in any order. The
+                caller can store judgements there, so that an interruption loses none.
+
+        Returns:
+            The judgements, in the order of the tasks.
         """
         ...

@@ -1,16 +1,16 @@
-"""Criteria that people have judged, out of files.
+"""Reads files of human verdicts, against which `rgsd judge check` compares a judge.
 
-Four forms are read, told apart by their fields:
+There are four forms, told apart by their fields:
 
-    HealthBench's meta-evaluation (OpenAI simple-evals, `..._oss_meta_eval.jsonl`), a line a criterion of a response:
+    HealthBench's meta-evaluation (OpenAI simple-evals, `..._oss_meta_eval.jsonl`), one line per judged criterion:
         {prompt: [{role, content}], completion, rubric, binary_labels: [bool], anonymized_physician_ids: [str],
          category, prompt_id, completion_id, canary}
-    a .csv (or .tsv), and a .jsonl or .json with the same names, a row a person's verdict:
-        prompt, response, criterion, met (true/false, 1/0, yes/no); may have weight, id, category, tags, rater
-    rows of a run's samples.jsonl, each verdict with a "human" beside the judge's "met" (a verdict, a list of them, or
-        null where nobody looked); or rows whose "judge" begins with "human", the verdicts then being that person's
+    a .csv or .tsv, or a .jsonl or .json with the same fields, one row per verdict of a person:
+        prompt, response, criterion, met (true/false, 1/0, yes/no); optionally weight, id, category, tags, rater
+    rows of a run's samples.jsonl, with a "human" next to the judge's "met" in each verdict (a verdict, a list of them,
+        or null if nobody looked); or rows whose "judge" starts with "human", whose verdicts are then that person's
 
-Rows about the same criterion of the same response are several people's verdicts on it.
+Rows about the same criterion of the same response are the verdicts of several people on it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from rgsd.rubrics import Criterion, Example, Message, Rubric
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 COLUMNS = ("prompt", "response", "criterion", "met")
-"""What a user's own file must have."""
-LISTED_PROBLEMS = 5
+"""The fields that a user's own file must have."""
+MAX_LISTED = 5
+"""How many unusable rows an error lists at most."""
 HUMAN = "human"
+"""The field of a human verdict, and the start of a human judge's name."""
 
 _YES = frozenset({"true", "1", "1.0", "yes", "y", "met"})
 _NO = frozenset({"false", "0", "0.0", "no", "n", "not met", "unmet"})
@@ -43,19 +45,19 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One criterion of one response, with people's verdicts on it.
+    """One criterion of one response, with the verdicts of people on it.
 
     Args:
-        messages: the conversation; its last turn is the user's.
-        response: what was judged.
-        criterion: its text.
-        labels: one verdict a person, at least one.
-        raters: who gave them, in the same order; empty texts where the file does not say.
-        weight: None where the file does not say.
-        category: e.g. HealthBench's cluster, or a domain.
-        tags: of the criterion.
-        where: file and line.
-        prompt_key: what items about the same prompt share; they are resampled together.
+        messages: The conversation, which ends with the user's turn.
+        response: The response that was judged.
+        criterion: The text of the criterion.
+        labels: One verdict per person, at least one.
+        raters: The persons, in the same order, or "" if the file does not say.
+        weight: The weight, or None if the file does not say.
+        category: E.g. HealthBench's cluster, or a domain.
+        tags: The tags of the criterion.
+        where: File and line.
+        prompt_key: Equal for items about the same prompt, which are resampled together.
     """
 
     messages: tuple[Message, ...]
@@ -75,24 +77,24 @@ class Labelled:
 
     @property
     def majority(self) -> bool | None:
-        """What more than half of the people said; None for a tie."""
+        """The verdict of more than half of the people, or None for a tie."""
         yes = sum(self.labels)
         return None if 2 * yes == len(self.labels) else 2 * yes > len(self.labels)
 
     @property
     def sign(self) -> str:
-        """`positive`, `pitfall`, or `unstated` where the file gives no weight."""
+        """`positive`, `pitfall`, or `unstated` if the file gives no weight."""
         return "unstated" if self.weight is None else "pitfall" if self.weight < 0 else "positive"
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """What a file of human verdicts holds.
+    """The contents of a file of human verdicts.
 
     Args:
-        items: a criterion of a response each.
-        form: which of the forms it was: `healthbench_meta`, `table` or `samples`.
-        n_without_label: verdicts of samples rows that nobody looked at.
+        items: One per criterion of a response.
+        form: The form of the file: `healthbench_meta`, `table` or `samples`.
+        n_without_label: Verdicts in rows of samples that nobody looked at.
     """
 
     items: tuple[Labelled, ...]
@@ -102,12 +104,12 @@ class LabelledSet:
 
 @dataclass(frozen=True, slots=True)
 class LabelledResponse:
-    """All labelled criteria of one response, as an example that a judge can be asked about.
+    """All labelled criteria of one response, as an example for a judge.
 
     Args:
-        example: its rubric has one criterion an item, in their order.
-        response: the response.
-        positions: which items of the set they are.
+        example: Its rubric has one criterion per item, in order.
+        response: The response.
+        positions: The positions of these items in the set.
     """
 
     example: Example
@@ -115,79 +117,79 @@ class LabelledResponse:
     positions: tuple[int, ...]
 
 
-class _Bad(Exception):
-    """A row that cannot be used: what was got, what was wanted, what to do."""
+class _BadRow(Exception):
+    """A row that cannot be used: what was got, what was expected, what to do."""
 
 
 def read_labelled(path: str | Path) -> LabelledSet:
     """Read a file of human verdicts.
 
     Raises:
-        DataError: when it cannot be read, holds no verdict of a person, or a row cannot be used; the first such rows
-            are named with line, what was got, what was wanted and the remedy.
+        DataError: If it cannot be read, has no verdict of a person, or has rows that cannot be used. The first such
+            rows are named with their lines, what was got, what was expected and the remedy.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
-            f"{path}: got the suffix {path.suffix!r}, wanted one of {', '.join(SUFFIXES)}: convert the file"
+            f"{path}: expected a suffix out of {', '.join(SUFFIXES)}, got {path.suffix!r}: convert the file"
         )
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file of human verdicts: check its path")
+        raise DataError(f"{path}: there is no such file: check the path")
     items: list[Labelled] = []
     problems: list[str] = []
-    form, without = "", 0
+    form, n_without_label = "", 0
     try:
         for where, value in _rows(path):
             try:
-                if isinstance(value, _Bad):
+                if isinstance(value, _BadRow):
                     raise value
                 row = _record(value)
                 form = form or ("table" if path.suffix.lower() in (".csv", ".tsv") else _form(row))
-                found, unlabelled = _READERS[form](row, f"{path.name}, {where}")
-                items += found
-                without += unlabelled
-            except _Bad as bad:
+                row_items, n_unlabelled = _READERS[form](row, f"{path.name}, {where}")
+                items += row_items
+                n_without_label += n_unlabelled
+            except _BadRow as bad:
                 problems.append(f"{path.name}, {where}: {bad}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the file cannot be read ({error}): save it as UTF-8, and check its quotes") from error
+        raise DataError(f"{path} cannot be read ({error}): save it as UTF-8, and check its quotes") from error
     merged = _merged(items, problems)
     if problems:
-        more = f"\n  and {len(problems) - LISTED_PROBLEMS} more" if len(problems) > LISTED_PROBLEMS else ""
-        listed = "".join(f"\n  {p}" for p in problems[:LISTED_PROBLEMS])
+        more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        listed = "".join(f"\n  {p}" for p in problems[:MAX_LISTED])
         raise DataError(f"{len(problems)} row{'s'[: len(problems) - 1]} of {path.name} cannot be used:{listed}{more}")
     if not merged:
         raise DataError(
-            f"{path}: got {without} criteria, none with a verdict of a person, wanted at least one: add "
-            '"human": true or false beside "met" in the verdicts, or give a .csv with the columns ' + ", ".join(COLUMNS)
-            if without
-            else f"{path}: got a file without a row, wanted at least one: fill it, or name another"
+            f"{path}: none of {n_without_label} criteria has a verdict of a person, expected at least one: add "
+            '"human": true or false next to "met" in the verdicts, or use a .csv with the columns ' + ", ".join(COLUMNS)
+            if n_without_label
+            else f"{path} has no rows, expected at least one: fill it, or use another file"
         )
-    return LabelledSet(tuple(merged), form, without)
+    return LabelledSet(tuple(merged), form, n_without_label)
 
 
 def _merged(items: Sequence[Labelled], problems: list[str]) -> list[Labelled]:
-    """Several people's verdicts on the same criterion of the same response as one item."""
-    found: dict[tuple[str, str, str], Labelled] = {}
+    """Merge items about the same criterion of the same response into one."""
+    merged: dict[tuple[str, str, str], Labelled] = {}
     for item in items:
         key = (item.prompt_key, item.response, item.criterion)
-        first = found.get(key)
+        first = merged.get(key)
         if first is None:
-            found[key] = item
+            merged[key] = item
             continue
         if first.sign != item.sign:
             problems.append(
-                f"{item.where}: got weight {item.weight}, wanted {first.weight} as in {first.where}, which is about "
-                "the same criterion of the same response: correct one of them"
+                f"{item.where}: expected weight {first.weight} as in {first.where}, which has the same criterion and "
+                f"response, got {item.weight}: correct one of them"
             )
             continue
-        found[key] = replace(first, labels=first.labels + item.labels, raters=first.raters + item.raters)
-    return list(found.values())
+        merged[key] = replace(first, labels=first.labels + item.labels, raters=first.raters + item.raters)
+    return list(merged.values())
 
 
 def group(items: Sequence[Labelled]) -> list[LabelledResponse]:
-    """The items by response, so that a judge reads each response once with all its labelled criteria.
+    """Group items by response, so that a judge reads each response once, with all its labelled criteria.
 
-    Weights that the file does not give are 1: no judge sees them, and no score is taken here.
+    Weights that the file does not give become 1. That changes nothing: judges see no weights, and no score is computed.
     """
     positions: dict[tuple[str, str], list[int]] = {}
     for i, item in enumerate(items):
@@ -206,11 +208,11 @@ def group(items: Sequence[Labelled]) -> list[LabelledResponse]:
     ]
 
 
-# Rows of files.
+# --- Files --------------------------------------------------------------------------------------------------------
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row with its place; a line that is not JSON comes as what is wrong with it."""
+    """Each row with its place. For a line that is not JSON, the row is a `_BadRow`."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         yield from _table_rows(path)
@@ -221,19 +223,21 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"line {number}", _json(line)
     else:
         value = _json(path.read_text("utf-8-sig"))
-        if isinstance(value, _Bad):
+        if isinstance(value, _BadRow):
             raise DataError(f"{path}: {value}")
         if not isinstance(value, list):
-            raise DataError(f"{path}: got {_described(value)}, wanted a list of rows: wrap them in [ ], or use .jsonl")
+            raise DataError(
+                f"{path}: expected a list of rows, got {_described(value)}: wrap them in [ ], or use .jsonl"
+            )
         for number, row in enumerate(value, 1):
             yield f"row {number}", row
 
 
 def _json(text: str) -> Any:
     try:
-        return loads(text)
-    except BadRow as error:
-        return _Bad(f"got text that is not JSON ({error}), wanted one JSON object: correct it, or remove it")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return _BadRow(f"expected a JSON object, got text that is not JSON ({error}): correct it, or remove it")
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -241,7 +245,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
-            separator = max(",;\t", key=header.count)
+            separator = max(",;\t", key=header.count)  # spreadsheets in many languages export with semicolons
             file.seek(0)
             reader = csv.DictReader(file, delimiter=separator, strict=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
@@ -249,15 +253,15 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise DataError(f"{path}: {_missing(missing, reader.fieldnames)}")
             end = reader.line_num
             for row in reader:
-                # A quoted field may span lines: the row begins after the last one's end.
+                # A quoted field may span lines, so the row starts after the last one's end.
                 start, end = end + 1, reader.line_num
                 if None in row:
                     extra = len(row.pop(None))  # pyright: ignore
                     yield (
                         f"line {start}",
-                        _Bad(
-                            f"got {extra} fields more than there are columns, wanted {len(reader.fieldnames)}: put "
-                            "texts that hold the separator in double quotes"
+                        _BadRow(
+                            f"expected {len(reader.fieldnames)} fields, got {extra} more: put texts that contain the "
+                            "separator in double quotes"
                         ),
                     )
                 else:
@@ -267,7 +271,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _empty(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A response may be empty; every other empty field is as good as absent."""
+    """The empty fields of a row that count: a response may be empty, any other empty field is missing."""
     return {"response": ""} if row.get("response") == "" else {}
 
 
@@ -275,17 +279,19 @@ def _missing(missing: Sequence[str], there: Sequence[str]) -> str:
     hints = [f"{near[0]!r} for {name!r}?" for name in missing if (near := difflib.get_close_matches(name, there, 1))]
     hint = f" Did you mean {' '.join(hints)}" if hints else ""
     return (
-        f"got the columns {', '.join(there) or 'none'}, wanted {', '.join(COLUMNS)}: name "
+        f"expected the columns {', '.join(COLUMNS)}, got {', '.join(there) or 'none'}: name "
         f"{', '.join(missing)} in the first line.{hint}"
     )
 
 
-# A row.
+# --- Rows ---------------------------------------------------------------------------------------------------------
 
 
 def _record(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise _Bad(f"got {_described(value)}, wanted an object with named fields: write each row as one JSON object")
+        raise _BadRow(
+            f"expected an object with named fields, got {_described(value)}: write each row as one JSON object"
+        )
     return dict(value)
 
 
@@ -295,7 +301,7 @@ def _form(row: Mapping[str, Any]) -> str:
     if "verdicts" in row:
         return "samples"
     if missing := [c for c in COLUMNS if c not in row]:
-        raise _Bad(
+        raise _BadRow(
             _missing(missing, list(map(str, row))).replace("columns", "fields").replace(" in the first line", "")
         )
     return "table"
@@ -304,12 +310,14 @@ def _form(row: Mapping[str, Any]) -> str:
 def _healthbench(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
     labels = row.get("binary_labels")
     if not isinstance(labels, list) or not labels or not all(isinstance(v, bool) for v in labels):
-        raise _Bad(f"binary_labels: got {_described(labels)}, wanted a list of true and false: correct or remove it")
+        raise _BadRow(
+            f"binary_labels: expected a list of true and false, got {_described(labels)}: correct or remove it"
+        )
     raters = row.get("anonymized_physician_ids") or [""] * len(labels)
     if not isinstance(raters, list) or len(raters) != len(labels):
-        raise _Bad(
-            f"anonymized_physician_ids: got {_described(raters)}, wanted one for each of {len(labels)} binary_labels: "
-            "correct it, or leave it out"
+        raise _BadRow(
+            f"anonymized_physician_ids: expected one for each of {len(labels)} binary_labels, got "
+            f"{_described(raters)}: correct or remove it"
         )
     item = Labelled(
         messages=_messages(row.get("prompt")),
@@ -341,25 +349,27 @@ def _table(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
 def _samples(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
     verdicts = row.get("verdicts")
     if not isinstance(verdicts, list) or not all(isinstance(v, Mapping) for v in verdicts):
-        raise _Bad(f"verdicts: got {_described(verdicts)}, wanted a list of objects as samples.jsonl has it")
+        raise _BadRow(
+            f"verdicts: expected a list of objects as in samples.jsonl, got {_described(verdicts)}: correct it"
+        )
     judge = str(row.get("judge") or "")
-    # Rows keep the last turn alone; whoever has the whole conversation may put it beside.
+    # Rows of samples.jsonl store only the last turn. A user may add the full conversation.
     messages = _messages(row.get("messages") or row.get("question"))
     response = _text(row, "judged_text" if "judged_text" in row else "response", may_be_empty=True)
-    items, without = [], 0
+    items, n_without_label = [], 0
     for number, verdict in enumerate(verdicts):
-        field = f"verdicts[{number}]"
+        name = f"verdicts[{number}]"
         label = verdict.get("met") if judge.startswith(HUMAN) else verdict.get(HUMAN)
         labels = [v for v in (label if isinstance(label, list) else [label]) if v is not None]
         if not labels:
-            without += 1
+            n_without_label += 1
             continue
         items.append(
             Labelled(
                 messages=messages,
                 response=response,
-                criterion=_text(verdict, "criterion", field=f"{field}.criterion"),
-                labels=tuple(_verdict(v, f"{field}.{HUMAN}") for v in labels),
+                criterion=_text(verdict, "criterion", field=f"{name}.criterion"),
+                labels=tuple(_verdict(v, f"{name}.{HUMAN}") for v in labels),
                 raters=(judge,) * len(labels) if judge.startswith(HUMAN) else ("",) * len(labels),
                 weight=_weight(verdict.get("weight")),
                 category=_optional(row, "domain"),
@@ -367,42 +377,42 @@ def _samples(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
                 where=where,
             )
         )
-    return items, without
+    return items, n_without_label
 
 
 _READERS = {"healthbench_meta": _healthbench, "table": _table, "samples": _samples}
 
 
-# A field.
+# --- Fields -------------------------------------------------------------------------------------------------------
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
-    """A conversation: a list of turns, the same as JSON text, or one user turn as a text."""
+    """A conversation, given as a list of turns, as JSON of one, or as the text of a single user turn."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
-        found = _json(value)
-        value = found if isinstance(found, list) else value
+        turns = _json(value)
+        value = turns if isinstance(turns, list) else value
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
-    wanted = "a text, or a list of {role, content} that ends with the user's turn"
+    expected = "expected a text, or a list of {role, content} that ends with the user's turn"
     if not isinstance(value, list) or not value:
-        raise _Bad(f"prompt: got {_described(value)}, wanted {wanted}: fill it in, or remove the row")
+        raise _BadRow(f"prompt: {expected}, got {_described(value)}: fill it in, or remove the row")
     turns = []
     for turn in value:
         role = turn.get("role") if isinstance(turn, Mapping) else None
         content = turn.get("content") if isinstance(turn, Mapping) else None
         if role not in _ROLES or not isinstance(content, str):
-            raise _Bad(f"prompt: got the turn {_described(turn)}, wanted {wanted}: correct it, or remove the row")
+            raise _BadRow(f"prompt: {expected}, got the turn {_described(turn)}: correct it, or remove the row")
         turns.append({"role": role, "content": content})
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         last = f"a last turn of role {turns[-1]['role']!r} with {len(turns[-1]['content'].strip())} characters"
-        raise _Bad(f"prompt: got {last}, wanted {wanted}: correct it, or remove the row")
+        raise _BadRow(f"prompt: {expected}, got {last}: correct it, or remove the row")
     return tuple(turns)
 
 
 def _text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False, field: str | None = None) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not (may_be_empty or value.strip()):
-        raise _Bad(f"{field or key}: got {_described(value)}, wanted a text: fill it in, or remove the row")
+        raise _BadRow(f"{field or key}: expected a text, got {_described(value)}: fill it in, or remove the row")
     return value
 
 
@@ -423,13 +433,13 @@ def _optional(row: Mapping[str, Any], key: str) -> str | None:
 
 
 def _verdict(value: Any, field: str) -> bool:
-    word = "" if value is None else str(value).strip().lower()
-    if word in _YES:
+    text = "" if value is None else str(value).strip().lower()
+    if text in _YES:
         return True
-    if word in _NO:
+    if text in _NO:
         return False
-    raise _Bad(
-        f"{field}: got {_described(value)}, wanted true or false (or 1/0, yes/no): correct it, or remove the row where "
+    raise _BadRow(
+        f"{field}: expected true or false (or 1/0, yes/no), got {_described(value)}: correct it, or remove a row that "
         "nobody decided"
     )
 
@@ -441,10 +451,10 @@ def _weight(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or not is_weight(number):
-        raise _Bad(
-            f"weight: got {_described(value)}, wanted a finite number other than 0, at most {LARGEST:g}, negative for "
-            "a pitfall: correct it, or leave it empty"
+    if isinstance(value, bool) or not math.isfinite(number) or number == 0:
+        raise _BadRow(
+            f"weight: expected a finite number other than 0, negative for a pitfall, got {_described(value)}: correct "
+            "it, or leave it empty"
         )
     return number
 

@@ -1,4 +1,4 @@
-"""The LLM judge: requests through `ChatClient`, replies from the cache, and no guess about a reply that is unclear."""
+"""The LLM judge: it sends requests through `ChatClient`, caches replies, and never guesses at an unclear reply."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from rgsd.progress import say
 from rgsd.redaction import remember, remember_settings, without_url_credentials
 from rgsd.rubrics import Criterion, Example, Rubric
 
-SECONDS_UNTIL_ANNOUNCED = 5.0
-"""How long the judge waits for another process in silence."""
-SECONDS_BETWEEN_LOOKS = 0.05
-"""How often it looks for a reply that another process is buying."""
+ANNOUNCE_AFTER = 5.0
+"""Seconds of waiting for another process before the judge says so."""
+POLL_EVERY = 0.05
+"""Seconds between checks for a reply that another process has requested."""
 TEST_SECONDS, TEST_TRIES = 15.0, 3
-"""How long a test call may take, and how often it is sent."""
+"""The time limit of the test call, and its maximum number of tries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A free question to the judge.
+    """A free question to the judge, for audits.
 
     Args:
-        texts: Takes the request's code and returns the system and user texts. The code is random; markers and ids carry
-            it, so no text that the judge reads can know them.
-        schema: JSON schema of the reply.
-        read: Takes the reply and the code and returns its value. Raises `UnusableReply` if the judge must be asked
-            again.
+        texts: Takes the code of the request, and returns the system and user texts. The code is random, and markers and
+            ids contain it, so no text that the judge reads can know them.
+        schema: The JSON schema of the reply.
+        read: Takes the reply and the code, and returns the reply's value. Raises `UnusableReply` if the judge must be
+            asked again.
     """
 
     texts: Callable[[str], tuple[str, str]]
@@ -62,11 +62,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class JudgeReply:
-    """A reply as it is stored.
+    """A reply in its stored form.
 
     Args:
-        text: The whole reply, or its start if it is too long to be read.
-        code: The code of the request that it answers. A rerun has another code, so it is stored with the reply.
+        text: The full reply, or its start if it is too long to be read.
+        code: The code of its request. A later run draws another code, so it is stored with the reply.
         finish_reason: Why the reply ended.
         is_refusal: Whether the judge declined.
     """
@@ -78,7 +78,7 @@ class JudgeReply:
 
     @classmethod
     def of(cls, reply: ChatReply, code: str) -> JudgeReply:
-        """The stored form of a reply."""
+        """Convert a reply to its stored form."""
         text = reply.text or reply.refusal
         if len(text) > MAX_REPLY_CHARS:
             text = text[:1000] + " [...]"
@@ -86,29 +86,29 @@ class JudgeReply:
         return cls(text, code, reply.finish_reason, is_refusal)
 
     def value(self, asked: Request | Question) -> Any:
-        """What the reply says.
+        """The value of the reply.
 
         Raises:
-            UnusableReply: If the judge did not end the reply by itself, or it cannot be read. A reply that was cut off
-                may end in the middle of a quotation.
+            UnusableReply: If the judge did not end the reply by itself, or it cannot be read. A truncated reply is
+                never read: it may end inside a quotation of the response.
         """
         if self.is_refusal:
             raise UnusableReply("refusal", f"the judge declined: {self.text[:120]!r}")
         if self.finish_reason == "length":
-            raise UnusableReply("cut", "the reply was cut off: raise judge_max_tokens")
+            raise UnusableReply("cut", "the reply was truncated: raise judge_max_tokens")
         if self.finish_reason != "stop":
-            raise UnusableReply("cut", f"the reply did not end by itself: finish_reason is {self.finish_reason!r}")
+            raise UnusableReply("cut", f"the judge did not end the reply: finish_reason is {self.finish_reason!r}")
         return asked.read(self.text, self.code)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a question led to.
+    """The result of a question.
 
     Args:
-        value: What the reply says; None if there is no usable reply.
+        value: The value of the reply, or None if there is no usable reply.
         reply: The last raw reply.
-        usage: What it cost.
+        usage: The cost of all requests.
         problem, detail: Why there is no value.
     """
 
@@ -122,14 +122,14 @@ class Outcome:
 class LLMJudge:
     """A language model as the judge.
 
-    If a reply is unusable, a refusal or missing after all tries, the criteria that it was about are unscored, with the
-    reason. Only what would make every further request fail is an error.
+    If a reply is unusable, refused or missing after all tries, its criteria are unscored, with the reason. Only a
+    problem that would make every further request fail is an error.
 
     Raises:
-        ConfigError: If the extra `judge` is missing, or judge_budget is set and the cost of a request has no bound.
+        ConfigError: If the extra `judge` is missing, or judge_budget is set and nothing bounds the cost of a request.
         JudgeError: From `judge` and `judge_all`, if the key is refused, the model does not exist, or too many requests
-            in a row failed; `BudgetExhausted` if the budget is spent. Everything judged so far has been passed to
-            `done` and is in the cache.
+            in a row failed, and `BudgetExhausted` if the budget is spent. All judgements so far have been passed to
+            `done`, and their replies are in the cache.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -161,7 +161,7 @@ class LLMJudge:
 
     @property
     def usage(self) -> Usage:
-        """What all requests of this judge cost so far."""
+        """The cost of all requests so far."""
         return self._client.usage
 
     def judge(self, example: Example, response: str) -> Judgement:
@@ -169,24 +169,25 @@ class LLMJudge:
         return self.judge_all([(example, response)])[0]
 
     def judge_all(self, tasks: Sequence[Task], done: Callable[[int, Judgement], None] | None = None) -> list[Judgement]:
-        """Judge many responses; at most `judge_concurrency` requests are in flight. See `Judge.judge_all`."""
+        """Judge many responses, with at most `judge_concurrency` requests in flight. See `Judge.judge_all`."""
         return self._run(self._judge, tasks, done)
 
     def ask_all(self, questions: Sequence[Question], done: Callable[[int, Any], None] | None = None) -> list[Any]:
-        """Ask free questions, for audits that judge no criteria. None for a question without a usable reply.
+        """Ask free questions, for audits. Cache, retries, limits and accounting are those of `judge_all`.
 
-        Cache, retries, limits and accounting are those of `judge_all`.
+        Returns:
+            The value of each reply, or None where there is no usable reply.
         """
         return self._run(self._ask_freely, questions, done)
 
     def test_call(self, *, lazily: bool = False) -> None:
-        """Send one small request, so a wrong key, model or address ends a command before it has done any work.
+        """Send one small request, so that a wrong key, model or address ends a command before it has done any work.
 
         Args:
-            lazily: Send it before the first request that the cache cannot answer. For commands that only judge.
+            lazily: Send it only before the first request that the cache cannot answer. For commands that only judge.
 
         Raises:
-            JudgeError: With the server's reason, after at most `TEST_SECONDS`.
+            JudgeError: If there is no answer within `TEST_SECONDS`, with the server's reason.
         """
         if not self.config.judge_test_call:
             return
@@ -195,7 +196,7 @@ class LLMJudge:
             self._client.run(lambda _: self._test(), [None], lambda *_: None, drain=False)
 
     def record_requests(self, path: Path, label: str = "") -> None:
-        """Record every further request in a ledger.
+        """Record all further requests in a ledger.
 
         Args:
             path: The ledger's file; see `RequestLedger`.
@@ -241,7 +242,7 @@ class LLMJudge:
     async def _judge(self, task: Task) -> Judgement:
         example, response = task
         asked = requests(example, response, mode=self.config.judge_mode, strictness=self.config.judge_strictness)
-        # All of them end before an error is raised: their replies are paid for.
+        # Wait for all of them before raising an error, because their replies are paid for.
         results = await asyncio.gather(*(self._ask(request) for request in asked), return_exceptions=True)
         outcomes: list[Outcome] = []
         for result in results:
@@ -260,49 +261,49 @@ class LLMJudge:
         return (await self._ask(question)).value
 
     async def _ask(self, asked: Request | Question) -> Outcome:
-        """Ask, unless the cache has the reply."""
+        """The reply from the cache, or else from the judge."""
         if self._cache is None:
-            return await self._buy(asked, key="")
+            return await self._request(asked, key="")
         key = self._key(asked)
         stored = await self._wait_for(key, self._cache)
         if stored is not None:
             try:
                 return Outcome(asked.read(stored["text"], stored["code"]), stored["text"], Usage(cached=1))
-            except UnusableReply:  # stored by a version that read replies in another way
+            except UnusableReply:  # stored by a version that read replies differently
                 pass
         try:
-            return await self._buy(asked, key)
+            return await self._request(asked, key)
         finally:
             self._cache.release(key)
 
     async def _wait_for(self, key: str, cache: ReplyCache) -> dict[str, Any] | None:
-        """The stored reply, or None and the claim to buy it."""
+        """The stored reply, or None together with the claim to request it."""
         start = time.monotonic()
         while True:
             stored = cache.get(key)
             if stored is not None:
                 return stored
             if cache.claim(key):
-                # Another process may have bought it between the look and the claim.
+                # Another process may have stored it between `get` and `claim`.
                 stored = cache.get(key)
                 if stored is not None:
                     cache.release(key)
                 return stored
             if self._client.stopped_by is not None:
                 raise self._client.stopped_by
-            if not self._wait_is_announced and time.monotonic() - start > SECONDS_UNTIL_ANNOUNCED:
+            if not self._wait_is_announced and time.monotonic() - start > ANNOUNCE_AFTER:
                 self._wait_is_announced = True
                 say(
-                    f"  waiting for a reply that {cache.holder(key)} is buying; if that process has died, its claim "
-                    f"lapses within {LEASE:.0f} s"
+                    f"  waiting for a reply that {cache.holder(key)} has requested; if that process has died, its "
+                    f"claim expires within {LEASE:.0f} s"
                 )
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            await asyncio.sleep(POLL_EVERY)
 
-    async def _buy(self, asked: Request | Question, key: str) -> Outcome:
-        """Ask until a reply is usable, at most `judge_reasks` times again. The reply is stored under `key`.
+    async def _request(self, asked: Request | Question, key: str) -> Outcome:
+        """Ask until a reply is usable, with at most `judge_reasks` repetitions, and store the reply under `key`.
 
-        Unusable replies are stored too, and count as asked: a process killed between two tries does not buy the first
-        again. They are forgotten with the last try, so a later command may ask anew.
+        Unusable replies are stored too and count as tries: a process that was killed between two tries does not pay for
+        the first again. They are deleted after the last try, so that a later command can ask again.
         """
         code = new_code()
         stored = self._cache.unusable(key) if self._cache else []
@@ -334,11 +335,11 @@ class LLMJudge:
         return outcome
 
     async def _send(self, asked: Request | Question, code: str) -> ChatReply:
-        """One reply.
+        """Send one request.
 
         Raises:
-            ChatFault: If this request got none.
-            JudgeError: If no further request would get one.
+            ChatFault: If this request failed.
+            JudgeError: If every further request would fail too.
         """
         if not self._is_tested or self._test_lock.locked():
             await self._test()
@@ -358,7 +359,7 @@ class LLMJudge:
             try:
                 await self._try_call()
             except JudgeError as error:
-                self._client.stop(error)  # requests that wait for the test are not sent
+                self._client.stop(error)  # so that requests that wait for the test are not sent
                 raise
 
     async def _try_call(self) -> None:
@@ -372,7 +373,7 @@ class LLMJudge:
             except TimeoutError:
                 raise self._no_answer(f"no reply within {TEST_SECONDS:g} s") from None
             except ChatFault as fault:
-                # Both are answers: key, model and address are right.
+                # Both prove that key, model and address are right.
                 if fault.problem in (Problem.RATE_LIMIT, Problem.REFUSAL):
                     return
                 if (error := self._final_error(fault)) is not None:
@@ -387,15 +388,15 @@ class LLMJudge:
     def _final_error(self, fault: ChatFault) -> JudgeError | None:
         """The error, if every further request would fail like this one."""
         what = f"the judge {self.model!r} cannot be asked"
-        kept = "What was judged is kept"
+        kept = "Judgements so far are kept"
         if fault.problem is Problem.BAD_REQUEST and any(w in str(fault) for w in ("response_format", "json_schema")):
             return JudgeError(
-                f"the judge's server takes no JSON schema ({fault}): set judge_structured to false, and run again"
+                f"the judge's server does not support JSON schemas ({fault}): set judge_structured false, and run again"
             )
         if fault.problem is Problem.NO_KEY:
             return JudgeError(
-                f"{what}: there is no key ({fault}). Set {self._key_variable} or the provider's own variable, then run "
-                "again"
+                f"{what}: the key is missing ({fault}). Set {self._key_variable} or the provider's own variable, then "
+                "run again"
             )
         if fault.problem is Problem.WAIT_TOO_LONG:
             return JudgeError(f"{what}: {fault}. {kept}: run the same command again later")
@@ -416,7 +417,7 @@ class LLMJudge:
         where = without_url_credentials(self.config.judge_api_base) if self.config.judge_api_base else "its provider"
         return JudgeError(
             f"the judge {self.model!r} at {where} did not answer a test call ({why}). Check judge, judge_api_base and "
-            "that the server is up, then run again; judge_test_call false skips this call for a slow judge"
+            "that the server is up, then run again; for a slow judge, judge_test_call false skips this call"
         )
 
     # Settings.
@@ -424,7 +425,7 @@ class LLMJudge:
     def _transport(self) -> Transport:
         c = self.config
         if c.judge_api_base:
-            # A provider's key in the environment must not go to another server, so only this variable is read.
+            # Only this variable is read: a provider's key in the environment must not go to another server.
             base = parse_api_base(c.judge_api_base, "judge_api_base")
             return HTTPTransport(base, read_key(self._key_variable), connections=c.judge_concurrency)
         return LiteLLMTransport(os.environ.get(self._key_variable))
@@ -453,7 +454,7 @@ class LLMJudge:
 
     @property
     def identity(self) -> list[Any]:
-        """What its verdicts depend on besides what it reads. Part of the key of stored verdicts."""
+        """What verdicts depend on besides the texts that the judge reads. Part of the key of stored verdicts."""
         c = self.config
         return [
             PROMPT_VERSION, self.model, c.judge_api_base, c.judge_mode, c.judge_strictness, c.judge_temperature,
@@ -461,7 +462,7 @@ class LLMJudge:
         ]  # fmt: skip
 
     def _key(self, asked: Request | Question) -> str:
-        """A digest of everything that a reply depends on except the code."""
+        """The key of a cached reply: a digest of everything that it depends on except the code."""
         c = self.config
         system, user = asked.texts("")
         schema = asked.schema if c.judge_structured else None
@@ -496,7 +497,7 @@ def _label(fault: ChatFault) -> str:
 
 
 def _account(config: JudgeConfig, model: str) -> Account:
-    """Prices and limits.
+    """The prices and limits of a judge.
 
     Raises:
         ConfigError: If judge_budget is set and nothing bounds the cost of a request.
@@ -506,7 +507,7 @@ def _account(config: JudgeConfig, model: str) -> Account:
     if config.judge_price_input is not None and config.judge_price_output is not None:
         prices = highest = Prices(config.judge_price_input, config.judge_price_output)
     elif listed is not None:
-        # A provider's replies are priced by LiteLLM, which knows cached and long prompts.
+        # LiteLLM computes the price of a provider's reply itself, since it knows about cached and long prompts.
         prices, highest = (listed.prices if config.judge_api_base else None), listed.highest
     account = Account(prices, Budget(config.judge_max_calls, config.judge_budget))
     if config.judge_budget is None:

@@ -1,8 +1,9 @@
-"""What the LLM judge reads, and how its reply is read.
+"""The LLM judge's prompt, and how its reply is read.
 
-The judge sees the conversation, the response and the criteria's texts: no weights, no signs, no scores. Every request
-draws a random code. The markers around conversation and response carry it, so no text can close its own fence; the ids
-of the verdicts carry it too, so verdicts that a response writes for itself are never taken for the judge's.
+The judge sees the conversation, the response and the texts of the criteria, but no weights, signs or scores. Every
+request draws a random code. The markers around conversation and response contain it, so no text can close its own
+fence. The ids of the verdicts contain it too, so verdicts that a response writes for itself are never taken for the
+judge's.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
 from rgsd.rubrics import Example, Verdict
 
 PROMPT_VERSION = 2
-"""Rises with every change to the texts below or to how a reply is read: part of the key under which replies are kept.
-2: ids carry the request's code; a reply is one object and nothing else."""
+"""Raise it with every change to the texts below or to how a reply is read. It is part of the key of cached replies.
+2: ids contain the request's code; a reply is one object and nothing else."""
 
 MAX_REPLY_CHARS = 1_000_000
-"""Longest reply that is read, inline reasoning included."""
+"""The longest reply that is read, including inline reasoning."""
 MAX_REPLY_DEPTH = 16
-"""Deepest nesting of a reply; verdicts need 3."""
+"""The deepest nesting of a reply. Verdicts need 3."""
 
 GRADES = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRADED_SCORINGS = frozenset({"researchqa"})
-"""Scorings whose items get a grade instead of met / not met."""
+"""Scorings whose criteria get a grade instead of met or not met."""
 
 _SYSTEM = """\
 You check a response against written criteria, one by one. For each criterion you decide whether the response does \
@@ -70,12 +71,12 @@ _FORM = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call to the judge, but for the code that `texts` puts into it and `read` wants back.
+    """One request to the judge, except for the code, which `texts` inserts and `read` expects back.
 
     Args:
-        example, response: what is judged.
-        ids: the criteria that it is asked about, numbered from 1 in the rubric's order.
-        mode, strictness: as in `JudgeConfig`.
+        example, response: What to judge.
+        ids: The criteria to judge, numbered from 1 in the rubric's order.
+        mode, strictness: As in `JudgeConfig`.
     """
 
     example: Example
@@ -86,21 +87,21 @@ class Request:
 
     @property
     def is_graded(self) -> bool:
-        """Whether the judge grades instead of deciding."""
+        """Whether the judge gives grades instead of met or not met."""
         return self.example.scoring in GRADED_SCORINGS
 
     @property
     def is_single(self) -> bool:
-        """Whether the reply is one bare verdict."""
+        """Whether the reply is a single verdict rather than a list."""
         return self.mode == "per_criterion"
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of the reply, as JSON schema. The same for every request of a mode: providers compile each new schema."""
+        """The JSON schema of the reply, the same for all requests of a mode: providers compile each new schema."""
         return _schema(self.mode, self.is_graded)
 
     def texts(self, code: str) -> tuple[str, str]:
-        """The system's and the user's text under this code."""
+        """The system and user texts with this code."""
         graded = self.is_graded
         conversation = "\n\n".join(f"{m['role']}: {m['content']}" for m in self.example.messages)
         criteria = list(self.example.rubric)
@@ -120,22 +121,22 @@ class Request:
         return _SYSTEM.format(strictness=_STRICTNESS[self.strictness], code=code, form=form), user
 
     def read(self, reply: str, code: str) -> dict[int, Verdict]:
-        """The verdicts in a reply to `texts(code)`, by criterion number; see `read_reply`."""
+        """Read the verdicts in a reply to `texts(code)`, by criterion number; see `read_reply`."""
         return read_reply(reply, self, code)
 
 
 def new_code() -> str:
-    """The code of one request: random, so that no text written before the request can hold it."""
+    """A random code for one request, which no text written before the request can contain."""
     return secrets.token_hex(4)
 
 
 def verdict_id(code: str, number: int) -> str:
-    """What the judge calls the criterion of this number."""
+    """The id of a criterion in a request."""
     return f"{code}-{number}"
 
 
 def requests(example: Example, response: str, *, mode: str = "batched", strictness: str = "plain") -> list[Request]:
-    """The calls that judge one response: a single one in mode `batched`, one a criterion in mode `per_criterion`."""
+    """The requests that judge one response: one in mode `batched`, one per criterion in mode `per_criterion`."""
     numbers = tuple(range(1, len(example.rubric) + 1))
     if mode == "batched":
         return [Request(example, response, numbers, mode, strictness)]
@@ -148,7 +149,7 @@ def _one_line(text: str) -> str:
 
 def _schema(mode: str, graded: bool) -> dict[str, Any]:
     decided = {"grade": {"type": "number", "enum": list(GRADES)}} if graded else {"met": {"type": "boolean"}}
-    # No `enum` of ids: a judge that copies the response's verdicts must be free to copy their ids, and be found out.
+    # No `enum` of ids: a judge that copies the response's own verdicts then copies their ids too, and is detected.
     verdict = object_schema({"id": {"type": "string"}, "reason": {"type": "string"}, **decided})
     if mode == "per_criterion":
         return verdict
@@ -166,7 +167,7 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 class UnusableReply(Exception):
-    """A reply from which no verdicts can be taken. `problem` is one word for the statistics."""
+    """A reply that cannot be used. `problem` is one word for statistics."""
 
     def __init__(self, problem: str, detail: str) -> None:
         super().__init__(detail)
@@ -174,29 +175,29 @@ class UnusableReply(Exception):
 
 
 def read_reply(text: str, request: Request, code: str) -> dict[int, Verdict]:
-    """The verdicts in a reply, by criterion number.
+    """Read the verdicts in a reply, by criterion number.
 
-    After its reasoning the reply must be one JSON object and nothing else (see `whole_object`): text around an object
-    may quote the response, and then the object may be the response's own. A reply with too few, too many, doubled or
-    undecided verdicts, or one under another code, is refused whole: a judge that lost count may have answered about the
+    After its reasoning the reply must be one JSON object and nothing else (see `whole_object`). Text around an object
+    may quote the response, and then the object may be the response's own. A reply with missing, extra, duplicate or
+    undecided verdicts, or with another code, is refused as a whole: a judge that lost count may have answered about the
     wrong criteria.
 
     Args:
-        text: a reply that the judge ended by itself. A reply that was cut off must not come here.
-        request: what it replies to.
-        code: the one under which it was asked.
+        text: A reply that the judge ended by itself. A truncated reply must not be passed.
+        request: The request that it answers.
+        code: The code of that request.
 
     Raises:
-        UnusableReply: when it is anything but exactly one verdict for each criterion asked about.
+        UnusableReply: If it is anything but exactly one verdict for each criterion of the request.
     """
-    found = whole_object(text)
+    reply = whole_object(text)
     if request.is_single:
-        entries: Any = [found]
+        entries: Any = [reply]
     else:
-        _check_keys(found, {"verdicts"}, {"verdicts"})
-        entries = found["verdicts"]
+        _check_keys(reply, {"verdicts"}, {"verdicts"})
+        entries = reply["verdicts"]
     if not isinstance(entries, list):
-        raise UnusableReply("malformed", f"`verdicts` is {type(entries).__name__}, a list is wanted")
+        raise UnusableReply("malformed", f"`verdicts` must be a list, got {type(entries).__name__}")
     if len(entries) != len(request.ids):
         raise UnusableReply("count", f"{len(entries)} verdicts for {len(request.ids)} criteria")
     numbers = {verdict_id(code, i): i for i in request.ids}
@@ -204,34 +205,36 @@ def read_reply(text: str, request: Request, code: str) -> dict[int, Verdict]:
     verdicts: dict[int, Verdict] = {}
     for entry in entries:
         if not isinstance(entry, dict):
-            raise UnusableReply("malformed", f"a verdict is {type(entry).__name__}, an object is wanted")
+            raise UnusableReply("malformed", f"a verdict must be an object, got {type(entry).__name__}")
         _check_keys(entry, {decided}, {"id", "reason", decided})
         name = entry.get("id")
         number = numbers.get(name.strip()) if isinstance(name, str) else None
         if number is None or number in verdicts:
-            raise UnusableReply("count", f"verdict for criterion {_short(str(name))} is doubled or was not asked for")
+            raise UnusableReply(
+                "count", f"verdict for criterion {_short(str(name))} is a duplicate or was not requested"
+            )
         verdicts[number] = _verdict(entry, request.is_graded)
     return verdicts
 
 
-def _check_keys(found: dict[str, Any], wanted: set[str], known: set[str]) -> None:
-    if not wanted <= set(found) <= known:
+def _check_keys(entry: dict[str, Any], required: set[str], known: set[str]) -> None:
+    if not required <= set(entry) <= known:
         raise UnusableReply(
-            "malformed", f"an object with {_short(', '.join(found))}, one with {', '.join(sorted(known))} is wanted"
+            "malformed", f"expected an object with {', '.join(sorted(known))}, got {_short(', '.join(entry))}"
         )
 
 
 def whole_object(text: str) -> dict[str, Any]:
-    """The JSON object that a reply consists of, reasoning before it and a code fence around it left aside.
+    """The JSON object that a reply consists of, after any reasoning and without a code fence.
 
     Raises:
-        UnusableReply: for a reply that is longer than `MAX_REPLY_CHARS` or nests deeper than `MAX_REPLY_DEPTH`, whose
-            reasoning is never closed, that has any text before or after the object, or an object with a doubled key.
+        UnusableReply: If the reply is longer than `MAX_REPLY_CHARS` or nested deeper than `MAX_REPLY_DEPTH`, its
+            reasoning is not closed, there is other text around the object, or a key occurs twice.
     """
     if len(text) > MAX_REPLY_CHARS:
-        raise UnusableReply("too long", f"a reply of {len(text):,} characters, at most {MAX_REPLY_CHARS:,} are read")
+        raise UnusableReply("too long", f"the reply has {len(text):,} characters, at most {MAX_REPLY_CHARS:,} are read")
     answer = text.strip()
-    # A reply that begins with its object has no reasoning: a tag in it is a quotation.
+    # A reply that starts with its object has no reasoning, so a tag inside it is a quotation.
     if not answer.startswith(("{", "```")):
         answer = answer.rpartition(CLOSE_TAG)[2].strip()
         if OPEN_TAG in answer:
@@ -240,45 +243,36 @@ def whole_object(text: str) -> dict[str, Any]:
     if _looks_like_refusal(answer):
         raise UnusableReply("refusal", f"the judge declined: {_short(answer)}")
     if not answer.startswith("{"):
-        raise UnusableReply("malformed", f"the reply is not one JSON object and nothing else: {_short(answer)}")
+        raise UnusableReply("malformed", f"the reply is not a single JSON object: {_short(answer)}")
     _check_depth(answer)
     try:
-        found = json.loads(answer, object_pairs_hook=_unique)
+        return json.loads(answer, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise UnusableReply(
-            "malformed", f"the reply is not one JSON object and nothing else ({error}): {_short(answer)}"
+            "malformed", f"the reply is not a single JSON object ({error}): {_short(answer)}"
         ) from error
-    return found
 
 
-def _without_fence(answer: str) -> str:
-    """The text without a code fence around all of it. Line by line: a regular expression takes cubic time here."""
-    first, _, rest = answer.partition("\n")
-    inner, newline, last = rest.rpartition("\n")
-    if first.rstrip().lower() in ("```", "```json") and newline and last.strip() == "```":
-        return inner.strip()
-    return answer
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        # Readers disagree about which one counts.
-        raise UnusableReply("malformed", f"a key is doubled among {_short(', '.join(k for k, _ in pairs))}")
-    return found
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        # JSON readers disagree about which of the two counts.
+        raise UnusableReply("malformed", f"a key occurs twice among {_short(', '.join(k for k, _ in pairs))}")
+    return entry
 
 
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|[\[\]{}]', re.DOTALL)
-"""A JSON string, closed or not, or a bracket outside of strings. Never fails on a quote, so it runs in linear time."""
+"""A JSON string, closed or not, or a bracket outside of strings. It matches at every quote, which makes it linear."""
 
 
 def _check_depth(text: str) -> None:
+    # Before parsing: deep nesting exhausts the stack of some JSON parsers.
     depth = 0
     for match in _BRACKETS.finditer(text):
         bracket = match[0]
         depth += 1 if bracket in ("{", "[") else -1 if bracket in ("}", "]") else 0
         if depth > MAX_REPLY_DEPTH:
-            raise UnusableReply("malformed", f"a reply nested deeper than {MAX_REPLY_DEPTH}: {_short(text)}")
+            raise UnusableReply("malformed", f"the reply is nested deeper than {MAX_REPLY_DEPTH}: {_short(text)}")
 
 
 _REFUSAL = re.compile(
@@ -298,14 +292,14 @@ def _verdict(entry: dict[str, Any], graded: bool) -> Verdict:
     reason = reason if isinstance(reason, str) else ""
     if graded:
         grade = entry.get("grade")
-        if isinstance(grade, bool) or not isinstance(grade, int | float) or grade not in GRADES:
-            raise UnusableReply("malformed", f"grade {_short(str(grade))}, one of {list(GRADES)} is wanted")
+        if isinstance(grade, bool) or not isinstance(grade, int | float) or float(grade) not in GRADES:
+            raise UnusableReply("malformed", f"grade must be one of {list(GRADES)}, got {grade!r}")
         return Verdict(met=None, grade=float(grade), reason=reason)
     met = entry.get("met")
     if isinstance(met, str) and met.strip().lower() in ("true", "false"):
         met = met.strip().lower() == "true"
     if not isinstance(met, bool):
-        raise UnusableReply("malformed", f"`met` is {_short(str(met))}, true or false is wanted")
+        raise UnusableReply("malformed", f"`met` must be true or false, got {met!r}")
     return Verdict(met=met, reason=reason)
 
 
@@ -315,10 +309,10 @@ def _short(text: str) -> str:
 
 
 def unscored(n: int, problem: str, detail: str) -> list[Verdict]:
-    """Verdicts of a call that came to nothing."""
+    """Unscored verdicts, for a request without a usable reply."""
     return [Verdict(met=None, reason=f"unscored ({problem}): {detail}") for _ in range(n)]
 
 
 def join(verdicts: Sequence[dict[int, Verdict]]) -> dict[int, Verdict]:
-    """The verdicts of several calls about one response."""
+    """Merge the verdicts of several requests about one response."""
     return {number: verdict for part in verdicts for number, verdict in part.items()}
