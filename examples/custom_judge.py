@@ -45,7 +45,7 @@ class OverlapJudge:
         return Judgement(verdicts)
 
     def judge_all(self, tasks: Sequence[Task], done: Callable[[int, Judgement], None] | None = None) -> list[Judgement]:
-        """The judgements of many responses, in order; `done` receives each one as soon as it is ready."""
+        """Judge many responses in order, and pass each judgement to `done`."""
         judgements = []
         for i, (example, response) in enumerate(tasks):
             judgements.append(self.judge(example, response))

@@ -48,6 +48,8 @@ FORBIDDEN = {
     "rubrics": TORCH | {"numpy", "datasets"},
     "data": TORCH | {"tokenizers"},
     "prompts/messages.py": TORCH | {"tokenizers"},
+    "prompts/mismatched.py": TORCH | {"tokenizers"},
+    "prompts/rendering.py": TORCH | {"tokenizers"},
     "prompts/leaks.py": TORCH | {"rgsd.rubrics"},
     "judges": TORCH,
     "models/kernels": {"trl", "rgsd.rubrics", "rgsd.prompts"},

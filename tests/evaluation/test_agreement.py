@@ -227,7 +227,7 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"c\.jsonl"):
         read_labelled(tmp_path / "c.jsonl")
     (tmp_path / "d.jsonl").write_text('{"prompt"\n')
-    with pytest.raises(DataError, match="line 1: .*JSON"):
+    with pytest.raises(DataError, match=r"line 1: .*JSON"):
         read_labelled(tmp_path / "d.jsonl")
     (tmp_path / "e.csv").write_bytes(b"prompt,response,criterion,met\n\xff,b,c,1\n")
     with pytest.raises(DataError, match="UTF-8"):

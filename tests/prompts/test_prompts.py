@@ -15,18 +15,16 @@ import pytest
 import rgsd
 from rgsd.errors import ConfigError
 from rgsd.prompts.messages import (
-    PITFALL_PREFIX,
     PRIVILEGED_CONTEXTS,
     PromptSettings,
-    derangement,
     reference_request,
     select_criteria,
     student_messages,
     teacher_messages,
-    template_names,
-    template_source,
     training_rows,
 )
+from rgsd.prompts.mismatched import derangement
+from rgsd.prompts.rendering import PITFALL_PREFIX, template_names, template_source
 from rgsd.rubrics import Criterion, Example, Rubric
 
 QUESTION = "How do I treat a cold?  {{ 7 * 7 }} {% if %} {# no #} <b>&</b>\n"
@@ -316,7 +314,7 @@ def test_equal_criteria_and_equal_prompts_are_never_paired(n_same: int) -> None:
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_derangement_needs_two(n: int) -> None:
-    with pytest.raises(ConfigError, match=f"got {n} example"):
+    with pytest.raises(ConfigError, match=f"got {n}"):
         derangement(many(n), 0)
 
 
@@ -339,7 +337,7 @@ def test_twenty_thousand_are_deranged_in_seconds() -> None:
 
 def test_the_derangement_does_not_depend_on_the_hash_seed() -> None:
     script = (
-        "from rgsd.prompts.messages import derangement\nfrom rgsd.rubrics import *\n"
+        "from rgsd.prompts.mismatched import derangement\nfrom rgsd.rubrics import *\n"
         "print(derangement([Example(f'e{i}', ({'role': 'user', 'content': f'Q{i}?'},),"
         " Rubric((Criterion(f'Says {i // 2}.'),))) for i in range(40)], 7))"
     )
@@ -382,7 +380,7 @@ def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "privileged_context", "line", "said"),
+    ("text", "privileged_context", "line", "named"),
     [
         ("{{ question }}", "rubric", "lines 1-1", r"\{\{ rubric \}\}"),
         ("{{ question }}\n\n{{ rubric }}", "reference", "lines 1-3", r"\{\{ reference \}\}"),
@@ -398,14 +396,14 @@ def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
         ("{{ question }}\n{{ rubric.__class__.__mro__ }}", "rubric", "line 2", "unsafe"),
         ("{{ question }}\n{% include 'paper.jinja' %}", "rubric", "line 2", "cannot load"),
         ("{# place: assistant #}\n{{ question }}{{ rubric }}", "rubric", "line 1", "'assistant'"),
-        ("{{ question }}\n{# place: system #}\n{{ rubric }}", "rubric", "line 2", "first"),
+        ("{{ question }}\n{# place: system #}\n{{ rubric }}", "rubric", "line 2", "place: system"),
     ],
 )
 def test_a_faulty_template_names_its_file_line_and_remedy(
-    tmp_path: Path, text: str, privileged_context: Any, line: str, said: str
+    tmp_path: Path, text: str, privileged_context: Any, line: str, named: str
 ) -> None:
     path = template_file(tmp_path, text)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=named) as caught:
         PromptSettings(path, privileged_context=privileged_context)
     assert f"{path}, {line}" in str(caught.value)
 
@@ -420,7 +418,7 @@ def test_a_template_that_fails_on_one_example_names_it(tmp_path: Path) -> None:
 def test_a_template_may_not_cut_the_question(tmp_path: Path) -> None:
     path = template_file(tmp_path, "{{ question | truncate(40) }}\n{{ rubric }}")
     settings = PromptSettings(path)
-    with pytest.raises(ConfigError, match="question is not in the rendered text"):
+    with pytest.raises(ConfigError, match=r"\{\{ question \}\}"):
         teacher_messages(example(question="why " * 40), settings)
 
 

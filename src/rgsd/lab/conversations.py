@@ -21,7 +21,8 @@ from typing import Any
 
 from rgsd.lab.words import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS, plain_thoughts, rubric_thought
 from rgsd.lab.world import PITFALL_WEIGHTS, WEIGHTS, Fact, World, states, tells
-from rgsd.prompts.messages import ChatMessages, PromptSettings, student_messages, teacher_messages, template_names
+from rgsd.prompts.messages import ChatMessages, PromptSettings, student_messages, teacher_messages
+from rgsd.prompts.rendering import template_names
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG
 from rgsd.rubrics import Criterion, Example, Rubric
 

@@ -1,1 +1,1 @@
-"""Prompts: what student and teacher read, controls, the leak meter, and the think mask."""
+"""Prompts: what student and teacher read, the mismatched control, the leak meter, and the think mask."""

@@ -1,4 +1,4 @@
-"""The leak meter: whether a response speaks of a rubric that it was meant to follow silently."""
+"""The leak meter: whether a response mentions the rubric that it should follow silently."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rgsd.errors import ConfigError
 
 _THE = r"(?:the|this|these|those|your|each|every|all|all of the|all these|all the|both)"
 _GRADING = r"(?:evaluation|evaluative|grading|scoring|assessment|marking|judging|rubric)"
-# Not "the following criteria" nor "the above criteria": those are a list in the response itself.
+# Not "following" or "above": "the following criteria" are a list in the response itself.
 _GIVEN = r"(?:given|provided|listed|stated|specified|required|requested|hidden)"
 _CRITERIA = r"criteri(?:a|on)\b"
-# "the criteria for admission" are somebody else's; "the criteria for this response" are ours.
+# "the criteria for admission" are not the rubric's, but "the criteria for this response" are.
 _NOT_FOR = (
     r"(?!\s+(?:for|of|to|used|in|that|by)\b(?!\s+(?:(?:judge|evaluate|grade|score|assess)\w*\s+)?"
     r"(?:this|the|my|your|a good)\s+(?:response|answer|question|prompt)\b))"
@@ -21,11 +21,11 @@ _NOT_FOR = (
 _REQUIRE = r"(?:requir|ask|demand|specif|stat|request|want|suggest|call|expect|instruct)\w*"
 
 LEAK_PATTERNS: tuple[str, ...] = (
-    # "the rubric", "a rubric": the word itself, unless in the idiom "under the rubric of".
+    # "the rubric", "a rubric", except in the idiom "under the rubric of".
     r"(?<!under the )(?<!under this )\brubrics?\b",
-    # A criterion's weight, as the teacher's prompt may show it.
+    # A weight, as the teacher's prompt may show it.
     r"\[\s*weight\s*=",
-    # A pitfall's line, copied from the list with its number.
+    # A pitfall's numbered line, copied from the teacher's prompt.
     r"(?m:^)\s*\d+\.\s+mistake to avoid:",
     # "hidden criteria", "hidden evaluation criteria", "hidden requirements".
     r"\bhidden\s+(?:\w+\s+)?(?:criteri(?:a|on)|requirements?|checklist|instructions?)\b",
@@ -56,16 +56,16 @@ LEAK_PATTERNS: tuple[str, ...] = (
     r"(?:not |never |also )?(?:cover|address|include|mention|avoid|reveal|discuss|satisfy|meet)\b",
     # "the points I was given", "the points you asked me to cover".
     r"\bthe (?:points|items|requirements) (?:that )?(?:I was|I am|I've been|you) (?:given|told|asked|supposed|gave)\b",
-    # Of the other privileged_context: "the reference response", "the reference answer".
+    # With a reference as privileged context: "the reference response", "the reference answer".
     r"\bthe (?:given |provided )?reference (?:response|answer)\b",
 )
-"""Regexes of a response that speaks of its rubric; case does not matter. See `mentions_rubric` for what is exempt."""
+"""Regular expressions for responses that mention the rubric, ignoring case. See `mentions_rubric` for exemptions."""
 
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
-# The words that make a match a leak. Where the conversation has brought them up itself, they prove nothing.
+# The words that make a match a leak, unless the conversation has brought them up itself.
 _TELLING = re.compile(r"rubric|criteri|evaluat|grad(?:e|ing)|scor|assess|mark|hidden|checklist|weight|reference")
-# "Jones criteria", "criteria for sepsis", "the following criteria": a response that brings in criteria of its own may
-# go on to use them.
+# "Jones criteria", "criteria for sepsis", "the following criteria": a response that introduces its own criteria may
+# refer to them later.
 _OWN_CRITERIA = re.compile(
     rf"\b(?!(?:the|this|these|those|your|each|every|all|both|any|some|which|what|of|as|per|and|or|to|by|with|{_GIVEN}"
     rf"|{_GRADING})\b)[\w'/-]+\s+criteri(?:a|on)\b(?!\s*(?:#|no\.?|number)?\s*\d)"
@@ -76,21 +76,21 @@ _OWN_CRITERIA = re.compile(
 
 
 def mentions_rubric(response: str, question: str = "", patterns: Sequence[str] = LEAK_PATTERNS) -> bool:
-    """Whether a response speaks of the rubric or its criteria: the leak meter. For a response without its reasoning.
+    """Whether a response mentions the rubric or its criteria. Pass the response without its reasoning.
 
-    A meter for comparing runs, not proof about one response: it knows wordings, not meanings.
+    This is a meter to compare runs, and no proof about a single response: it knows wordings, not meanings.
 
-    A match does not count when
+    A match does not count if
 
-    - the same pattern matches the question: the user brought it up;
-    - its telling words ("rubric", "hidden", "grading", ...; "criteria" where there is no other) stand in the question:
-      who asks for diagnostic criteria is answered "according to the criteria";
-    - it tells by the word "criteria" alone, and the response names criteria of its own field ("the Jones criteria").
+    - the same pattern matches the question, because the user brought it up;
+    - its telling words ("rubric", "hidden", "grading", ..., or "criteria" if there is no other) are in the question: a
+      user who asks for diagnostic criteria gets an answer "according to the criteria";
+    - its only telling word is "criteria", and the response names criteria of its own field ("the Jones criteria").
 
     Args:
-        response: the response's text.
-        question: the user's turn, or all of them.
-        patterns: regexes, matched without regard to case.
+        response: The text of the response.
+        question: The user's turn, or all turns.
+        patterns: Regular expressions. Case is ignored.
     """
     question, response = question.replace(_APOSTROPHE, "'"), response.replace(_APOSTROPHE, "'")
     known = set(_TELLING.findall(question.casefold()))
@@ -104,7 +104,7 @@ def _leaks(pattern: re.Pattern[str], response: str, question: str, known: set[st
         return False
     for match in pattern.finditer(response):
         telling = set(_TELLING.findall(match.group().casefold()))
-        # "the scoring criteria" tells by its "scoring"; only bare criteria tell by themselves.
+        # In "the scoring criteria" the telling word is "scoring". "Criteria" counts only if there is no other.
         telling = telling - {"criteri"} or telling
         if not telling or telling - known:
             return True
@@ -116,4 +116,4 @@ def _pattern(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.IGNORECASE)
     except re.error as error:
-        raise ConfigError(f"leak pattern {pattern!r} is not a regular expression: {error}") from error
+        raise ConfigError(f"leak pattern {pattern!r} is not a valid regular expression: {error}") from error

@@ -1,31 +1,20 @@
 """Turns an example into the chat messages that the student and the teacher read. Knows no tokenizer and no model.
 
-The student reads the prompt. The teacher, the same base policy, also reads a privileged context: the rubric (arXiv
-2606.12507, figure 10), a reference response, or both. Two controls show it another prompt's rubric or nothing. A
-template words the privileged context: a file in `rgsd/prompts/templates/` or one of yours.
-
-Three parts: settings and messages, templates, and the derangement behind the mismatched control.
+The student reads the prompt. The teacher, which is the same base policy, also reads a privileged context: the rubric
+(arXiv 2606.12507, figure 10), a reference response, or both. Two controls show it another prompt's rubric or nothing. A
+template words the privileged context: a bundled one in `rgsd/prompts/templates/`, or your own.
 """
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jinja2
-from jinja2 import meta, nodes
-from jinja2.sandbox import SandboxedEnvironment
-
 from rgsd.errors import ConfigError
+from rgsd.prompts.mismatched import derangement, is_whole, listed
+from rgsd.prompts.rendering import Place, load_template, render
 from rgsd.rubrics import Criterion, Example, Rubric
-
-# --- Settings and messages ------------------------------------------------------------------------------------------
 
 ChatMessages = list[dict[str, str]]
 """A conversation in the form chat templates take: [{"role": ..., "content": ...}, ...]."""
@@ -36,9 +25,6 @@ PrivilegedContext = Literal["rubric", "reference", "both", "mismatched", "none"]
 PRIVILEGED_CONTEXTS: tuple[str, ...] = get_args(PrivilegedContext)
 SHOWS_RUBRIC = frozenset({"rubric", "both", "mismatched"})
 SHOWS_REFERENCE = frozenset({"reference", "both"})
-
-N_IDS_LISTED = 5
-"""Number of example ids that an error lists. It counts all of them."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +63,11 @@ class PromptSettings:
             )
         if not isinstance(self.show_weights, bool):
             raise ConfigError(f"show_weights must be true or false, got {self.show_weights!r}")
-        if self.max_criteria is not None and not _is_whole(self.max_criteria, at_least=1):
+        if self.max_criteria is not None and not is_whole(self.max_criteria, at_least=1):
             raise ConfigError(
                 f"max_criteria must be a whole number of 1 or more, or none for all, got {self.max_criteria!r}"
             )
-        if not _is_whole(self.seed, at_least=0):
+        if not is_whole(self.seed, at_least=0):
             raise ConfigError(f"seed must be a whole number of 0 or more, got {self.seed!r}")
         self._check_tags()
         _check_template(self)
@@ -123,9 +109,17 @@ def teacher_messages(
         text = example.reference if reference is None else reference
         if text is None or not text.strip():
             raise ConfigError(_missing_references([example.id], settings))
-    template = _load(settings.template)
+    template = load_template(settings.template)
     question = example.messages[-1]["content"]
-    rendered = _render(template, settings, question, rubric, text, of=f"example {example.id!r}")
+    rendered = render(
+        template,
+        question,
+        rubric,
+        text,
+        show_weights=settings.show_weights,
+        privileged_context=settings.privileged_context,
+        where=f"example {example.id!r}",
+    )
     return _placed(example, template.place, rendered)
 
 
@@ -190,10 +184,6 @@ def select_criteria(rubric: Rubric, settings: PromptSettings) -> tuple[Criterion
     return tuple(bearing[i] for i in sorted(heaviest))
 
 
-def _is_whole(value: object, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-
-
 def _bearing(rubric: Rubric, tags: tuple[str, ...]) -> list[Criterion]:
     return [c for c in rubric if not tags or set(tags) & set(c.tags)]
 
@@ -219,14 +209,10 @@ def _rubrics_shown(examples: Sequence[Example], settings: PromptSettings) -> lis
     return [examples[other].rubric for other in derangement(cut, settings.seed)]
 
 
-def _listed(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:N_IDS_LISTED]) + (", ..." if len(ids) > N_IDS_LISTED else "")
-
-
 def _missing_references(ids: Sequence[str], settings: PromptSettings) -> str:
     return (
         f"privileged_context {settings.privileged_context!r} needs a reference response per example, and {len(ids)} "
-        f"have none: {_listed(ids)}. Let the base model write them (self_written_references), remove "
+        f"have none: {listed(ids)}. Let the base model write them (self_written_references), remove "
         "these examples, or use privileged_context 'rubric'"
     )
 
@@ -234,7 +220,7 @@ def _missing_references(ids: Sequence[str], settings: PromptSettings) -> str:
 def _no_tagged_criterion(ids: Sequence[str], settings: PromptSettings) -> str:
     return (
         f"{len(ids)} examples have no criterion with any of the tags {', '.join(settings.criteria_tags)}: "
-        f"{_listed(ids)}. Remove these examples or change criteria_tags"
+        f"{listed(ids)}. Remove these examples or change criteria_tags"
     )
 
 
@@ -250,213 +236,6 @@ def _placed(example: Example, place: Place, text: str) -> ChatMessages:
     return [{"role": "system", "content": text}, *messages]
 
 
-# --- Templates ------------------------------------------------------------------------------------------------------
-
-Place = Literal["user", "system"]
-"""Where a rendered template goes: in the last user turn's place, or at the end of the system turn."""
-
-PITFALL_PREFIX = "Mistake to avoid: "
-"""Put before a criterion of negative weight, whose text says what a bad response does."""
-
-VARIABLES = ("question", "criteria", "rubric", "reference")
-"""What a template may use."""
-
-_HELP = (
-    "a template may use {{ question }}, {{ rubric }} (the numbered list), {% for c in criteria %} with c.text, "
-    "c.weight, c.is_pitfall, c.title, c.tags, c.mark and c.line, and {{ reference }}"
-)
-_PLACE = re.compile(r"\A\s*\{#-?\s*place:\s*(\S*?)\s*-?#\}")
-_PLACE_ANYWHERE = re.compile(r"\{#-?\s*place:")
-# What can go wrong inside a template: jinja's own errors, and those of Python's operators and filters.
-_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
-
-
-@dataclass(frozen=True, slots=True)
-class ShownCriterion:
-    """A criterion as a template sees it.
-
-    Args:
-        text: the criterion, without white space at either end.
-        weight: its points, negative for a pitfall.
-        is_pitfall: whether it says what to avoid.
-        title: its short name, or none.
-        tags: what the dataset says about it.
-        mark: " [weight=5]" when weights are shown, else "".
-        line: the numbered line: "2. Mistake to avoid: Recommends antibiotics for a cold. [weight=-5]".
-    """
-
-    text: str
-    weight: float
-    is_pitfall: bool
-    title: str | None
-    tags: tuple[str, ...]
-    mark: str
-    line: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Template:
-    where: str
-    place: Place
-    n_lines: int
-    compiled: jinja2.Template
-
-
-def template_names() -> list[str]:
-    """The names of the templates that come with the package."""
-    files = resources.files("rgsd.prompts").joinpath("templates").iterdir()
-    return sorted(f.name.removesuffix(".jinja") for f in files if f.name.endswith(".jinja"))
-
-
-def template_source(template: str) -> str:
-    """A template's text, e.g. for a run's folder to keep.
-
-    Args:
-        template: a name, or a path that ends in .jinja or .txt.
-
-    Raises:
-        ConfigError: when there is no such template, or the file cannot be read as UTF-8.
-    """
-    if not isinstance(template, str) or not template:
-        raise ConfigError(f"template must be a name or a path, got {template!r}: try 'paper'")
-    if template.endswith((".jinja", ".txt")):
-        return _file_text(template)
-    names = template_names()
-    if template not in names:
-        raise ConfigError(
-            f"unknown template {template!r}: use one of {', '.join(names)}, or the path of a file of your own, "
-            "ending in .jinja or .txt"
-        )
-    return resources.files("rgsd.prompts").joinpath("templates", f"{template}.jinja").read_text(encoding="utf-8")
-
-
-def _file_text(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"template {path!r} cannot be read ({error.strerror}): check the path") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"template {path!r} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-
-
-def _load(template: str) -> _Template:
-    # Read anew each time, for a file may change; compiled once a text.
-    return _compile(template_source(template), template)
-
-
-@lru_cache(maxsize=64)
-def _compile(source: str, where: str) -> _Template:
-    # Trailing white space would otherwise end every prompt.
-    source = source.rstrip()
-    environment = SandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
-    )
-    try:
-        tree = environment.parse(source, where, where)
-        _check_names(tree, where)
-        code = environment.compile(source, where, where)
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"{where}, line {error.lineno}: {error.message}. Mend it: {_HELP}") from error
-    compiled = environment.template_class.from_code(environment, code, environment.make_globals(None))
-    return _Template(where, _place(source, where), source.count("\n") + 1, compiled)
-
-
-def _check_names(tree: nodes.Template, where: str) -> None:
-    for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
-        raise ConfigError(
-            f"{where}, line {node.lineno}: a template cannot load another one: write its text in this file"
-        )
-    unknown = meta.find_undeclared_variables(tree) - set(VARIABLES)
-    for node in tree.find_all(nodes.Name):
-        if node.name in unknown:
-            raise ConfigError(f"{where}, line {node.lineno}: unknown variable {node.name!r}: {_HELP}")
-
-
-def _place(source: str, where: str) -> Place:
-    remedy = "begin the file with {# place: user #} or {# place: system #}, or leave the comment out for user"
-    match = _PLACE.match(source)
-    if match and match[1] == "user":
-        return "user"
-    if match and match[1] == "system":
-        return "system"
-    misplaced = match or _PLACE_ANYWHERE.search(source)
-    if misplaced:
-        line = source.count("\n", 0, source.index("{#", misplaced.start())) + 1
-        got = repr(match[1]) if match else "a malformed place comment, or one that is not first in the file"
-        raise ConfigError(f"{where}, line {line}: got {got}: {remedy}")
-    return "user"
-
-
-def _shown_criteria(rubric: Rubric, show_weights: bool) -> list[ShownCriterion]:
-    return [_shown(number, criterion, show_weights) for number, criterion in enumerate(rubric, 1)]
-
-
-def _shown(number: int, criterion: Criterion, show_weights: bool) -> ShownCriterion:
-    text = criterion.text.strip()
-    mark = f" [weight={criterion.weight:.10g}]" if show_weights else ""
-    lead = f"{number}. "
-    line = lead + (PITFALL_PREFIX if criterion.is_pitfall else "") + text + mark
-    # A criterion of several lines stays one entry of the list.
-    line = line.replace("\n", "\n" + " " * len(lead))
-    return ShownCriterion(
-        text, criterion.weight, criterion.is_pitfall, criterion.title, tuple(criterion.tags), mark, line
-    )
-
-
-def _render(
-    template: _Template, settings: PromptSettings, question: str, rubric: Rubric | None, reference: str | None, of: str
-) -> str:
-    criteria = [] if rubric is None else _shown_criteria(rubric, settings.show_weights)
-    try:
-        rendered = template.compiled.render(
-            question=question, criteria=criteria, rubric="\n".join(c.line for c in criteria), reference=reference
-        )
-    except _RENDER_ERRORS as error:
-        at = _error_line(error, template)
-        raise ConfigError(f"{template.where}, line {at}: {error}, on {of}. Mend it: {_HELP}") from error
-    _check_shown(template, settings, rendered, question, criteria, reference, of)
-    return rendered
-
-
-def _error_line(error: Exception, template: _Template) -> int:
-    line, trace = 1, error.__traceback__
-    while trace is not None:
-        # jinja rewrites the frames of a template to its file name and its lines.
-        if trace.tb_frame.f_code.co_filename == template.where:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
-def _check_shown(
-    template: _Template,
-    settings: PromptSettings,
-    rendered: str,
-    question: str,
-    criteria: Sequence[ShownCriterion],
-    reference: str | None,
-    of: str,
-) -> None:
-    """Refuse a prompt that leaves out what the teacher is to be shown, which would train on nothing, silently."""
-    text = _folded(rendered)
-    shown = settings.privileged_context
-    where = f"{template.where}, lines 1-{template.n_lines}: on {of}, with privileged_context {shown!r}, "
-    if template.place == "user" and _folded(question) not in text:
-        raise ConfigError(
-            where + "the question is not in the rendered text, which replaces the user's turn: "
-            "add {{ question }}, unchanged, or begin the file with {# place: system #}"
-        )
-    if criteria and not any(_folded(part) in text for c in criteria for part in (c.text, c.title) if part):
-        raise ConfigError(where + "no criterion is in the rendered text: add {{ rubric }}, or a loop over criteria")
-    if reference is not None and _folded(reference) not in text:
-        raise ConfigError(where + "the reference is not in the rendered text: add {{ reference }}, unchanged")
-
-
-def _folded(text: str) -> str:
-    """Text with case and white space folded, so that a template may indent, wrap or capitalise."""
-    return " ".join(text.split()).casefold()
-
-
 _PROBE_QUESTION = "Probe question?"
 _PROBE_REFERENCE = "Probe reference."
 _PROBE_RUBRIC = Rubric(
@@ -469,78 +248,18 @@ _PROBE_RUBRIC = Rubric(
 
 
 def _check_template(settings: PromptSettings) -> None:
-    """Render a probe, so that a template that cannot serve the privileged_context fails before any work is done."""
-    template = _load(settings.template)
+    """Render a made-up example, so that an unsuitable template fails before any work is done."""
+    template = load_template(settings.template)
     if settings.privileged_context == "none":
         return
     rubric = _PROBE_RUBRIC if settings.privileged_context in SHOWS_RUBRIC else None
     reference = _PROBE_REFERENCE if settings.privileged_context in SHOWS_REFERENCE else None
-    _render(template, settings, _PROBE_QUESTION, rubric, reference, of="a made-up example")
-
-
-# --- The derangement ------------------------------------------------------------------------------------------------
-
-
-def derangement(examples: Sequence[Example], seed: int) -> list[int]:
-    """For each example, the index of the example whose rubric it is shown: the mismatched control.
-
-    Every rubric is used exactly once, and none by its own prompt, by another copy of that prompt (see
-    `Example.prompt_key`), or by an example with the same criteria. The result depends on the examples, their order and
-    the seed only. Time is linear but for one sort.
-
-    Examples of the same prompt or the same criteria are tied into groups, and ties chain; a group of at most half the
-    examples can always be moved off itself.
-
-    Raises:
-        ConfigError: when there are fewer than two examples, the seed is not a whole number of 0 or more, or more than
-            half of the examples are tied together.
-    """
-    if not _is_whole(seed, at_least=0):
-        raise ConfigError(f"seed must be a whole number of 0 or more, got {seed!r}")
-    n = len(examples)
-    if n < 2:
-        raise ConfigError(f"a mismatched rubric needs another prompt: got {n} example(s), 2 or more are wanted")
-    groups = _tied(examples)
-    largest = max(len(group) for group in groups)
-    if 2 * largest > n:
-        tied = next(group for group in groups if len(group) == largest)
-        raise ConfigError(
-            f"{largest} of {n} examples share their prompt or their criteria, so not every one of them can be shown "
-            f"another's rubric (first: {_listed([examples[i].id for i in tied])}): remove the copies, or add examples"
-        )
-    rng = random.Random(seed)
-    for group in groups:
-        rng.shuffle(group)
-    rng.shuffle(groups)
-    order = [i for group in groups for i in group]
-    # Groups lie in one piece each, so a step as long as the largest leads out of every one of them.
-    chosen = [0] * n
-    for at, i in enumerate(order):
-        chosen[i] = order[(at + largest) % n]
-    return chosen
-
-
-def _tied(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices grouped by the same prompt or the same criteria, in order of first appearance."""
-    parent = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[tuple[str, ...], int] = {}
-    for i, example in enumerate(examples):
-        for key in (("prompt", example.prompt_key), ("criteria", *_criteria_key(example.rubric))):
-            # The earlier root leads, so that a group's root is its first index.
-            a, b = sorted((root(i), root(first.setdefault(key, i))))
-            parent[b] = a
-    groups: dict[int, list[int]] = {}
-    for i in range(len(examples)):
-        groups.setdefault(root(i), []).append(i)
-    return list(groups.values())
-
-
-def _criteria_key(rubric: Rubric) -> Iterable[str]:
-    return sorted(_folded(c.text) for c in rubric)
+    render(
+        template,
+        _PROBE_QUESTION,
+        rubric,
+        reference,
+        show_weights=settings.show_weights,
+        privileged_context=settings.privileged_context,
+        where="a made-up example",
+    )

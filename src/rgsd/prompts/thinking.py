@@ -1,16 +1,16 @@
-"""The think-mask: which tokens of a response are reasoning, and which are the answer that the loss is taken on.
+"""The think mask: which tokens of a response are reasoning, and which are the answer that the loss is computed on.
 
-A reasoning model's teacher may speak of the rubric while it reasons, so only the final response is distilled (paper,
-arXiv 2606.12507). What counts as a tag is decided on text, so that the mask and `strip_thinking` always agree, whether
-the tokenizer holds the tag as one token, spells it in several, or lets it share a token with its neighbours.
+A reasoning model's teacher may mention the rubric while it reasons, so only the final response is distilled
+(arXiv 2606.12507). Tags are found in the text rather than in the tokens. Mask and `strip_thinking` therefore always
+agree, whether the tokenizer has one token for a tag, splits it into several, or merges its edges with its neighbors.
 
-The rules, for the mask and for the text alike:
+The rules, for tokens and text alike:
 
-- From an open tag to the next close tag, both included, is reasoning. An open tag inside reasoning is part of it.
-- `opened=True`: the chat template opened the tag in the prompt, so reasoning begins at the first token.
-- Reasoning that is never closed was cut off: the whole response contributes nothing, not even what precedes it.
-- A close tag without an open one ends reasoning that began at the response's first token (models trained with a
-  prefilled open tag write so): everything up to and including it is reasoning.
+- Reasoning runs from an open tag to the next close tag, including both. An open tag inside reasoning is part of it.
+- With `starts_in_thinking` the chat template has opened the tag in the prompt, so reasoning starts at the first token.
+- Reasoning that is never closed was truncated, and the whole response is masked, even what precedes the reasoning.
+- A close tag without an open one ends reasoning that started at the first token, as models write that were trained with
+  a prefilled open tag. Everything up to and including it is reasoning.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
 
 REPLACEMENT = "\ufffd"
-"""What a decoder writes for bytes that are not (yet) a whole UTF-8 character."""
+"""What a decoder writes for bytes that do not form a complete UTF-8 character, or not yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """From `start` up to, not including, `end`: in characters of a text or in tokens of a response."""
+    """A half-open range, from `start` to before `end`, of characters in a text or tokens in a response."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Tag:
-    """One tag found, and where: in characters or in tokens."""
+    """A tag and its position, in characters or tokens."""
 
     closes: bool
     at: _Span
@@ -57,34 +57,34 @@ def response_mask(
     close_tag: str = CLOSE_TAG,
     starts_in_thinking: bool = False,
 ) -> list[bool]:
-    """Which tokens of a response are in the loss: the answer's, and an end-of-sequence token after it.
+    """The tokens of a response that are in the loss: those of the answer, and an end-of-sequence token after it.
 
     Args:
-        response_ids: the response's token ids, without the prompt's and without padding.
-        tokenizer: the tokenizer that wrote them.
-        open_tag: what opens reasoning.
-        close_tag: what closes it.
-        starts_in_thinking: whether the prompt ends inside an open tag, see `prompt_opens_thinking`.
+        response_ids: The response's token ids, without prompt and padding.
+        tokenizer: The tokenizer of the model that wrote them.
+        open_tag, close_tag: The tags around the reasoning.
+        starts_in_thinking: Whether the prompt ends inside an open tag (see `prompt_opens_thinking`).
 
     Returns:
-        One bool a token. False for every token that overlaps reasoning or its tags by as much as one byte; all False
-        when the reasoning is never closed.
+        One bool per token. False for every token that overlaps reasoning or its tags by at least one byte, and for all
+        tokens if the reasoning is never closed.
 
     Raises:
-        ConfigError: when a tag is empty or holds white space, or both are the same.
+        ConfigError: If a tag is empty or contains white space, or both are the same.
     """
     pattern = _tag_pattern(open_tag, close_tag)
     ids = list(response_ids)
     text_tags = _tags(_decode(tokenizer, ids), pattern, close_tag)
     token_tags = _single_token_tags(ids, tokenizer, open_tag, close_tag)
     if [t.closes for t in token_tags] == [t.closes for t in text_tags]:
-        # Every tag of the text is one token of its own (or there is none): no alignment is needed.
+        # The common case: there is no tag, or each one is a single token, so characters need not be mapped to tokens.
         return _mask(len(ids), _reasoning(token_tags, starts_in_thinking))
     alignment = align(ids, tokenizer)
     aligned_tags = _tags(alignment.text, pattern, close_tag)
     spans = _reasoning(aligned_tags, starts_in_thinking)
     if spans is None or len(aligned_tags) != len(text_tags):
-        # Only broken bytes decode to other tags in pieces than as a whole: no token is better than a wrong one.
+        # Either the reasoning is not closed, or broken bytes decode differently in segments than as a whole. Then it is
+        # better to train on no token than on a wrong one.
         return [False] * len(ids)
     return _mask(len(ids), [alignment.tokens_of(span) for span in spans])
 
@@ -92,9 +92,9 @@ def response_mask(
 def prompt_opens_thinking(
     prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, open_tag: str = OPEN_TAG
 ) -> bool:
-    """Whether a prompt ends with the open tag, white space aside, so that the response begins inside reasoning.
+    """Whether a prompt ends with the open tag, ignoring white space, so that the response starts inside reasoning.
 
-    A tag earlier in the prompt (in the user's own text, or in an empty block that the template closed) does not count.
+    A tag earlier in the prompt, in the user's own text or in an empty block that the template closed, does not count.
     """
     return _decode(tokenizer, list(prompt_ids)).rstrip().endswith(open_tag)
 
@@ -102,14 +102,19 @@ def prompt_opens_thinking(
 def strip_thinking(
     text: str, open_tag: str = OPEN_TAG, close_tag: str = CLOSE_TAG, starts_in_thinking: bool = False
 ) -> str:
-    """The answer alone, for a judge to read: by the same rules as `response_mask`.
+    """The answer without its reasoning, for a judge, by the same rules as `response_mask`.
+
+    Args:
+        text: The response.
+        open_tag, close_tag: The tags around the reasoning.
+        starts_in_thinking: Whether the prompt ends inside an open tag.
 
     Returns:
-        The text unchanged when it holds no reasoning; "" when its reasoning is never closed; else what stands outside
-        the reasoning, without white space at either end.
+        The text unchanged if it has no reasoning, "" if its reasoning is never closed, and otherwise the text outside
+        the reasoning, without surrounding white space.
 
     Raises:
-        ConfigError: when a tag is empty or holds white space, or both are the same.
+        ConfigError: If a tag is empty or contains white space, or both are the same.
     """
     spans = _reasoning(_tags(text, _tag_pattern(open_tag, close_tag), close_tag), starts_in_thinking)
     if spans is None:
@@ -123,12 +128,14 @@ def strip_thinking(
 
 def _tag_pattern(open_tag: str, close_tag: str) -> re.Pattern[str]:
     for name, tag in (("open_tag", open_tag), ("close_tag", close_tag)):
-        # White space at a token's edge can vanish in decoding, so such a tag could not be found reliably.
+        # Decoding can drop white space at the edges of tokens, so such a tag could not be found reliably.
         if not tag or re.search(r"\s", tag):
-            raise ConfigError(f"{name} must be a text without white space, got {tag!r}: write it as the model does")
+            raise ConfigError(
+                f"{name} must be a non-empty text without white space, got {tag!r}: copy it from the model's output"
+            )
     if open_tag == close_tag:
-        raise ConfigError(f"open_tag and close_tag are both {open_tag!r}: give two different tags")
-    # Longest first, should one tag begin with the other.
+        raise ConfigError(f"open_tag and close_tag must differ, got {open_tag!r} for both")
+    # Longest first, in case one tag starts with the other.
     return re.compile("|".join(re.escape(tag) for tag in sorted((open_tag, close_tag), key=len, reverse=True)))
 
 
@@ -137,21 +144,21 @@ def _tags(text: str, pattern: re.Pattern[str], close_tag: str) -> list[_Tag]:
 
 
 def _single_token_tags(ids: list[int], tokenizer: PreTrainedTokenizerBase, open_tag: str, close_tag: str) -> list[_Tag]:
-    # Not every tokenizer class tells its added tokens apart; without them the tags are looked for in the text alone.
+    # Tokenizer classes without get_added_vocab have no known tag tokens, so their tags are found in the text alone.
     added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     closes = {added[tag]: tag == close_tag for tag in (open_tag, close_tag) if tag in added}
     return [_Tag(closes[i], _Span(at, at + 1)) for at, i in enumerate(ids) if i in closes]
 
 
 def _reasoning(tags: list[_Tag], starts_in_thinking: bool) -> list[_Span] | None:
-    """The spans of reasoning, in the unit of `tags`; None when the last one is never closed."""
+    """The spans of reasoning, in the unit of `tags`, or None if the last one is never closed."""
     spans: list[_Span] = []
     start = 0 if starts_in_thinking else None
     for tag in tags:
         if not tag.closes:
             start = tag.at.start if start is None else start
         elif start is None:
-            spans = [_Span(0, tag.at.end)]
+            spans = [_Span(0, tag.at.end)]  # closes reasoning from the start, whatever was found before
         else:
             spans.append(_Span(start, tag.at.end))
             start = None
@@ -173,7 +180,10 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 class Decoder:
-    """Decodes tokens as they read inside a text: after a letter, which some decoders need to keep a leading space."""
+    """Decodes tokens as they appear inside a text.
+
+    Some decoders drop a leading space at the start of a text, so the tokens are decoded after a letter.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -187,14 +197,14 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """A response cut into segments that decode on their own: single tokens, or runs that share UTF-8 characters.
+    """A response split into segments that decode on their own: single tokens, or runs that share UTF-8 characters.
 
     Args:
-        text: the segments' texts, joined.
-        ids: the response's token ids.
-        segment_chars: each segment's first character, ascending; its last entry is the text's length.
-        segment_tokens: each segment's first token, ascending; its last entry is the number of tokens.
-        decoder: decodes the tokens of a run.
+        text: The texts of the segments, joined.
+        ids: The response's token ids.
+        segment_chars: The first character of each segment, ascending, and the length of the text at the end.
+        segment_tokens: The first token of each segment, ascending, and the number of tokens at the end.
+        decoder: Decodes the tokens of a run.
     """
 
     text: str
@@ -204,16 +214,16 @@ class Alignment:
     decoder: Decoder
 
     def tokens_of(self, span: _Span) -> _Span:
-        """The tokens that hold at least one byte of these characters."""
+        """The tokens that contain at least one byte of these characters."""
         return _Span(self._first_token(span.start), self._last_token(span.end - 1) + 1)
 
     def token_texts(self) -> list[str]:
-        """Each token's part of the text. Of tokens that share a character, the one that completes it has it."""
+        """The text of each token. A character that several tokens share belongs to the one that completes it."""
         texts: list[str] = []
         for segment in range(len(self.segment_tokens) - 1):
             run = self._run(segment)
             text = self.text[self.segment_chars[segment] : self.segment_chars[segment + 1]]
-            # Bytes that never become a character go to the last token.
+            # Bytes that never form a character go to the last token.
             ends = [*(min(self._n_whole(run[:n]), len(text)) for n in range(1, len(run))), len(text)]
             starts = [0, *ends]
             texts += [text[start:end] for start, end in zip(starts, ends, strict=False)]
@@ -223,7 +233,7 @@ class Alignment:
         segment = self._segment(char)
         run, char = self._run(segment), char - self.segment_chars[segment]
         n_before = bisect_left(range(len(run)), char, key=lambda n: self._n_whole(run[:n]))
-        # The token that completes the character before may already hold the first byte of this one.
+        # The token that completes the previous character may already contain the first byte of this one.
         shares = n_before > 0 and len(self.decoder(run[:n_before])) > char
         return self.segment_tokens[segment] + n_before - shares
 
@@ -234,19 +244,19 @@ class Alignment:
         return self.segment_tokens[segment] + n_tokens - 1
 
     def _segment(self, char: int) -> int:
-        # Among segments that begin at the same character, the last one holds it: the others decode to nothing.
+        # Of segments that start at the same character, the last one contains it: the others decode to nothing.
         return bisect_right(self.segment_chars, char) - 1
 
     def _run(self, segment: int) -> list[int]:
         return self.ids[self.segment_tokens[segment] : self.segment_tokens[segment + 1]]
 
     def _n_whole(self, ids: list[int]) -> int:
-        """Characters that these tokens complete."""
+        """The number of characters that these tokens complete."""
         return len(self.decoder(ids).rstrip(REPLACEMENT)) if ids else 0
 
 
 def align(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Alignment:
-    """Cut a response into segments. Decodes every distinct token once and every run once: linear in the length."""
+    """Split a response into segments, in linear time: each distinct token and each run is decoded once."""
     decoder = Decoder(tokenizer)
     piece = {i: decoder([i]) for i in dict.fromkeys(ids)}
     texts: list[str] = []
@@ -255,7 +265,7 @@ def align(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Alignment:
     while at < len(ids):
         end = at + 1
         if REPLACEMENT in piece[ids[at]]:
-            # Tokens that split a UTF-8 character read right only together.
+            # Tokens that split a UTF-8 character decode correctly only together.
             while end < len(ids) and REPLACEMENT in piece[ids[end]]:
                 end += 1
         texts.append(piece[ids[at]] if end == at + 1 else decoder(ids[at:end]))

@@ -21,7 +21,8 @@ from rgsd.judges import Judge, check_judgeable
 from rgsd.models.lineage import is_run, lineage_from
 from rgsd.models.sharding import is_partitioned
 from rgsd.progress import say
-from rgsd.prompts.messages import SHOWS_REFERENCE, template_source, training_rows
+from rgsd.prompts.messages import SHOWS_REFERENCE, training_rows
+from rgsd.prompts.rendering import template_source
 from rgsd.prompts.thinking import prompt_opens_thinking
 from rgsd.redaction import without_credentials
 from rgsd.rubrics import fingerprint
