@@ -1,7 +1,7 @@
 """Runs that start from other runs: which run a base model comes from, and where that run is now.
 
-run.json of such a run holds its lineage: one entry per earlier run, its parent first. The weights of each are known by
-their identity, so a folder that was trained again since is not mistaken for the parent.
+The run.json of such a run holds its lineage: one entry per earlier run, its parent first. Each entry has the identity
+of the run's weights, so a folder that was trained again since is not mistaken for the parent.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Ancestor:
     """An earlier run.
 
     Args:
-        run: its folder, as the command named it.
-        id: the run's id.
-        kind: how it was trained: rgsd, grpo or sft.
-        weights: identity of its trained policy (`rgsd.models.trained_identity`).
+        run: Its folder, as the command named it.
+        id: The run's id.
+        kind: How it was trained: rgsd, grpo or sft.
+        weights: The identity of its trained policy (`rgsd.models.trained_identity`).
     """
 
     run: str
@@ -33,20 +33,24 @@ class Ancestor:
 
 
 def is_run(name: str) -> bool:
-    """Whether a model's name is a run's folder."""
+    """Whether a model's name is a run folder."""
     return (Path(name) / RECORD).is_file()
 
 
 def ancestors(run: Run) -> list[Ancestor]:
-    """The runs that a run's base model comes from, its parent first; empty for a run that starts from a model."""
+    """The runs that a run's base model comes from, its parent first. Empty for a run that started from a model."""
     return [Ancestor(row["run"], row["id"], row["kind"], row["weights"]) for row in run.meta.get("lineage") or []]
 
 
 def lineage_from(name: str, weights: str) -> list[dict[str, str]]:
-    """What run.json says of a run that starts from the run `name`, whose trained policy has the identity `weights`.
+    """The lineage in run.json of a run that starts from another run.
+
+    Args:
+        name: The folder of the parent.
+        weights: The identity of the parent's trained policy.
 
     Raises:
-        RunError: when `name` is no finished run.
+        RunError: If the parent is not a finished run.
     """
     parent = open_run(name, finished=True)
     own = Ancestor(name, str(parent.meta.get("id")), str(parent.meta.get("kind")), weights)
@@ -54,32 +58,32 @@ def lineage_from(name: str, weights: str) -> list[dict[str, str]]:
 
 
 def base_of(run: Run) -> str:
-    """The model that a run was trained from, as a name that can be loaded now.
+    """The name of the model that a run was trained from, as it can be loaded now.
 
-    A parent run is looked for where the run's settings say, and beside the run itself, so that both can move together.
+    A parent run is searched for at the path in the run's settings and next to the run, so that both can move together.
 
     Raises:
-        ModelError: when the parent is in neither place.
+        ModelError: If the parent is in neither place.
     """
     name, line = str(run.settings.get("model_name_or_path")), ancestors(run)
     if not line:
         if is_run(name):
-            # Without this, two folders that name each other would be followed for ever.
+            # Otherwise two folders that name each other would be followed forever.
             raise ModelError(
-                f"{run.folder} names the run {name} as its model, but its {RECORD} has no lineage: train it again with "
+                f"the model of {run.folder} is the run {name}, but its {RECORD} has no lineage: train it again with "
                 f"--model_name_or_path {name}"
             )
         return name
     for place in (Path(name), run.folder.parent / Path(name).name):
-        if is_run(str(place)) and _is(open_run(place).meta, line):
+        if is_run(str(place)) and _is_parent(open_run(place).meta, line):
             return str(place)
     raise ModelError(
         f"{run.folder} was trained from the run {name} (id {line[0].id}), which is neither there nor in "
-        f"{run.folder.parent.resolve()}: move that run back to one of these places. To be independent of it, export "
-        "the model while both are in place: `rgsd export RUN --output_dir FOLDER`"
+        f"{run.folder.parent.resolve()}: move that run back. To become independent of it, export the model while both "
+        "are in place: `rgsd export RUN --output_dir FOLDER`"
     )
 
 
-def _is(meta: Mapping[str, Any], line: list[Ancestor]) -> bool:
-    """Whether a run.json is that of the parent. A parent has fewer ancestors, so the search ends."""
+def _is_parent(meta: Mapping[str, Any], line: list[Ancestor]) -> bool:
+    """Whether a run.json is that of the parent. A parent has fewer ancestors, so the search terminates."""
     return meta.get("id") == line[0].id and len(meta.get("lineage") or []) < len(line)
