@@ -85,19 +85,19 @@ class Kept:
     <V, U> / <U, U> over all layers: 1 if nothing was lost, 0 if rounding gave back the base weights.
     """
 
-    wanted: float = 0.0
-    found: float = 0.0
+    norm: float = 0.0
+    overlap: float = 0.0
 
     def add(self, base: Tensor, merged: Tensor, rounded: Tensor) -> None:
         """Count one weight: its base value, the float32 merge, and that merge as stored."""
         update = merged.float() - base.float()
-        self.wanted += float(update.double().square().sum())
-        self.found += float(((rounded.float() - base.float()).double() * update.double()).sum())
+        self.norm += float(update.double().square().sum())
+        self.overlap += float(((rounded.float() - base.float()).double() * update.double()).sum())
 
     @property
     def share(self) -> float:
         """The share of the update that survives; 1 for an update of zero."""
-        return self.found / self.wanted if self.wanted else 1.0
+        return self.overlap / self.norm if self.norm else 1.0
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -20,10 +20,11 @@ Message = Mapping[str, str]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
 
 WEIGHT_SIZES = (1e-6, 1e6)
-"""Smallest and largest absolute weight. Published weights lie between 0.3 and 100; sums of much larger ones
+"""The smallest and largest absolute weight. Published weights lie between 0.3 and 100; sums of much larger ones
 overflow."""
 
 Polarity = Literal["positive", "negative"]
+"""Whether meeting a criterion is good or bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,7 @@ class Score:
 
 
 Scored = Sequence[tuple[Criterion, Verdict]]
+"""The criteria of a response that have a verdict, each with its verdict."""
 
 
 def _points(scored: Scored) -> float:
@@ -218,6 +220,7 @@ def _positive(scored: Scored) -> float:
 
 
 def _satisfaction(scored: Scored, response: str) -> float | None:
+    # Pitfalls count in the numerator only: a response that meets every positive criterion and no pitfall scores 1.
     positive = _positive(scored)
     return _points(scored) / positive if positive else None
 
@@ -228,6 +231,7 @@ def _rubrichub(scored: Scored, response: str) -> float | None:
 
 
 def _rar_explicit(scored: Scored, response: str) -> float | None:
+    # Here, avoiding a pitfall earns its points, so the denominator has all weights.
     total = sum(abs(c.weight) for c, _ in scored)
     good = sum(abs(c.weight) * (v.value if c.weight > 0 else 1.0 - v.value) for c, v in scored)
     return good / total if total else None
@@ -257,6 +261,7 @@ def _researchqa(scored: Scored, response: str) -> float | None:
 
 
 def _prbench(scored: Scored, response: str) -> float | None:
+    # From the lowest to the highest possible points of the scored criteria, mapped to [0, 1].
     low = sum(c.weight for c, _ in scored if c.weight < 0)
     high = _positive(scored)
     return (_points(scored) - low) / (high - low) if high - low else None
@@ -278,13 +283,13 @@ SCORINGS = {
     # (points - min) / (max - min). For PRBench's other score, points / positive, use `satisfaction`.
     "prbench": _prbench,
 }
-"""Name -> function that scores a response from its scored (criterion, verdict) pairs and its text."""
+"""Functions by name that score a response from its scored (criterion, verdict) pairs and its text."""
 
 TAG_SCORINGS = {"healthbench_professional": "healthbench"}
-"""Scorings that score by criterion tag with another scoring."""
+"""The scoring to use for scores by criterion tag, where it differs."""
 
 CLIPPED_MEANS = frozenset({"healthbench", "healthbench_professional"})
-"""Scorings that clip the mean over examples to [0, 1], but not the examples."""
+"""Scorings that clip the mean over examples to [0, 1], but not the score of each example."""
 
 
 def score(rubric: Rubric, verdicts: Sequence[Verdict], scoring: str = "satisfaction", response: str = "") -> Score:
@@ -314,7 +319,7 @@ def score(rubric: Rubric, verdicts: Sequence[Verdict], scoring: str = "satisfact
 
 
 def mean_score(scores: Iterable[Score], scoring: str = "satisfaction") -> float | None:
-    """Mean over responses, as the dataset's authors compute it. None if no response was scored."""
+    """The mean over responses, as the dataset's authors compute it. None if no response was scored."""
     values = [s.value for s in scores if s.value is not None]
     if not values:
         return None
