@@ -57,7 +57,7 @@ def test_each_kind_of_check(check, met, unmet):
         ({"count": {"min": 1}}, "'of'"),
         ({"count": {"of": "words"}}, "'min' or a 'max'"),
         ({"count": {"of": "words", "min": -1}}, "at least 0"),
-        ({"count": {"of": "lines", "min": 1}}, "counts words"),
+        ({"count": {"of": "lines", "min": 1}}, "'lines'"),
         ({"count": {"of": "words", "least": 1}}, "unknown keys"),
         ({"not": ["a"]}, "one key"),
         ({"every": {}}, "list of checks"),

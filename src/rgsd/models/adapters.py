@@ -49,6 +49,7 @@ def use_float32_master_weights(model: nn.Module) -> int:
     if not half:
         return 0
     of_adapters = {id(p) for _, layer in layers(model) for p in layer.parameters()}
+    # An adapter layer's parameters include those of its base layer.
     of_adapters -= {id(p) for _, layer in layers(model) for p in layer.get_base_layer().parameters()}
     others = [n for n, p in half.items() if id(p) not in of_adapters]
     if others and any(not p.requires_grad and p.dtype in HALF for p in model.parameters()):
@@ -191,6 +192,7 @@ def merge_and_unload(model: PeftModel, dtype: torch.dtype) -> tuple[Any, Kept]:
             setattr(base, name, nn.Parameter(rounded, requires_grad=False))
     plain: Any = model.unload()  # pyright: ignore[reportCallIssue]
     plain = plain.to(dtype)
+    # Merging into only one of two tied weights has untied them, and the config must say so, or loading ties them again.
     head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
     if head is not None and embedding is not None and head.weight is not embedding.weight:
         plain.config.tie_word_embeddings = False
@@ -223,6 +225,7 @@ def merged_values(
         for name, layer in layers(model)
     }
     sent: set[str] = set()
+    # TRL calls merge_adapter and unmerge_adapter around the loop that this generator feeds.
     with _merging_off(model):
         for name, value in values():
             owner, _, own = name.rpartition(".")

@@ -69,7 +69,9 @@ def _best_bounds(sorted_lengths: np.ndarray, groups: int) -> list[int]:
     rows = np.arange(count + 1)
     # area[i, j]: tokens of rows i to j-1, padded to the longest of them, row j-1.
     area = (rows[None, :] - rows[:, None]) * np.concatenate([[0], sorted_lengths])[None, :]
+    # The area of the largest group of an equal split.
     cap = -(-count // groups) * sorted_lengths[-1]
+    # A quarter of the range, so that sums of impossible costs do not overflow.
     impossible = np.iinfo(np.int64).max // 4
     area = np.where((rows[None, :] > rows[:, None]) & (area <= cap), area, impossible)
     cost, starts = area[0], []

@@ -112,6 +112,7 @@ def export(
     student, tokenizer = load_student(record.folder, trust_remote_code=trust_remote_code)
     name = dtype or str(record.settings.get("dtype") or "float32")
     saved_dtype = student.dtype if name == "auto" else getattr(torch, name)
+    # All logits of the unmerged policy come first, because merging uses the student up.
     probes = _probes(tokenizer)
     trained_logits = _logits(student, probes)
     kl_base = kept = None

@@ -37,6 +37,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         with gathered(tensor):
             flat = tensor.detach().flatten()
+            # In float32, since numpy has no bfloat16.
             sampled = flat[:: max(1, flat.numel() // N_SAMPLED_VALUES)].float().cpu().contiguous()
             digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(sampled.numpy().tobytes())
@@ -83,6 +84,7 @@ def identity(name: str, revision: str = "main") -> str | None:
     elif path.is_dir():
         digest = digest_of_folder(path)
     else:
+        # Only the local cache is read: an identity must not cost a download.
         commit = _cached_commit(name, revision)
         return None if commit is None else f"hub:{name}@{commit}"
     if name == EMBEDDED_WARM:

@@ -42,6 +42,7 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
     with readable(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "left"
+    # Padding is masked, so any token serves.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -92,6 +93,7 @@ def load_model(
             attn_implementation=attn_implementation,
             **kwargs,
         )
+    # transformers has dequantized the weights by now.
     if "gguf_file" in options:
         forget_gguf(model)
     if name == EMBEDDED_WARM:

@@ -54,6 +54,7 @@ def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
     """A full value, sharded like a parameter. Rank 0's value is distributed, and every process must call."""
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
         return value
+    # A process that holds no value (on `meta`) still needs a tensor of the right shape to receive rank 0's.
     device = parameter.to_local().device
     value = torch.empty(value.shape, dtype=value.dtype, device=device) if value.is_meta else value.to(device)
     return distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
@@ -92,6 +93,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def _saved_names(name: str) -> list[str]:
     """The names under which PEFT and transformers may save a parameter."""
+    # In memory PEFT adds the adapter's name, which its files leave out.
     plain = name.replace(".modules_to_save", "").replace(".default", "")
     return [name, name.replace(".default", ""), plain]
 

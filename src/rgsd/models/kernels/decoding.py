@@ -76,9 +76,11 @@ def decoding_settings(model: Any, config: GenerationConfig) -> DecodingSettings 
     neutral = {**GenerationConfig().to_dict(), **GenerationConfig._get_default_generation_params()}
     for name, value in resolved.to_dict().items():
         is_known = name in _USED or name in _HARMLESS or name.startswith("_")
+        # transformers treats these values as "option not set", so they change nothing.
         is_unset = value is None or value == neutral.get(name) or (value is False and not neutral.get(name))
         if not (is_known or is_unset):
             return None
+    # Then the length is limited by max_length, prompt included, which differs from row to row.
     if not resolved.max_new_tokens:
         return None
     ends = resolved.eos_token_id if isinstance(resolved.eos_token_id, list) else [resolved.eos_token_id]
@@ -104,12 +106,14 @@ def covers(model: nn.Module) -> bool:
         return False
     config = network.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or []
+    # A model class that overrides one of these decodes in its own way.
     replaced = ("generate", "prepare_inputs_for_generation", "_prepare_cache_for_generation", "_sample")
     return (
         all(getattr(type(network), n) is getattr(GenerationMixin, n) and n not in vars(network) for n in replaced)
         and bool(getattr(network, "_supports_attention_backend", False))
         and config._attn_implementation in ("sdpa", "eager")
         and not (config.is_encoder_decoder or getattr(network, "_is_stateful", False))
+        # Sliding windows would need a cache that forgets.
         and all(kind == "full_attention" for kind in kinds)
         and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
         and not getattr(network, "is_quantized", False)
@@ -140,6 +144,7 @@ def generate(
         return None
     draws_BT = torch.empty(0)
     if not settings.sampling.is_greedy:
+        # All draws at once, so that they do not depend on the order in which rows end.
         draws_BT = torch.rand(len(prompts), settings.max_new_tokens, dtype=torch.float64)
     with ready(model, len(prompts)):
         return decode(model, prompts, settings, rows=len(prompts), draws=lambda i: draws_BT[i], scored=scored)
@@ -191,6 +196,7 @@ def decode(
     """
     rows = min(rows, len(prompts))
     batch = _Batch(base_network(model), settings, rows)
+    # Shortest first: neighbours have similar lengths, so a prefill pads little.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
     responses: list[list[int]] = [[] for _ in prompts]
     while waiting or batch.n_live:
@@ -240,6 +246,7 @@ class _Batch:
         self.draws_BT = None if is_greedy else torch.zeros(rows, columns, dtype=torch.float64)
         self.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else network.dtype
         self.options: dict[str, Any] = {"use_cache": True}
+        # Only the last position predicts the next token. Without this option all positions are projected.
         if "logits_to_keep" in inspect.signature(network.forward).parameters:
             self.options["logits_to_keep"] = 1
 
@@ -255,6 +262,7 @@ class _Batch:
         """Prefill prompts, sorted by length, into free rows, and sample the first token of each."""
         free = [place for place, row in enumerate(self.rows) if row is None]
         lengths = [len(p) for p in prompts]
+        # The longest prompt is the last one.
         self.cache.make_room(lengths[-1] + min(INITIAL_ROOM, self.settings.max_new_tokens))
         for group in partition(lengths, min(PREFILL_GROUPS, len(prompts))):
             places = [free[i] for i in group]
@@ -269,6 +277,7 @@ class _Batch:
             shift_B1 = torch.tensor(pads)[:, None]
             position_BT = (torch.arange(width) - shift_B1).clamp(min=0)
             mask_BT = (torch.arange(width) >= shift_B1).long() if any(pads) else None
+            # transformers passes the cache only keys and values, so it learns here which rows they belong to.
             self.cache.begin_reading(places, [lengths[i] for i in group])
             logits_BV = self._logits(ids_BT, position_BT, mask_BT)
             self.cache.end_reading()
@@ -286,6 +295,7 @@ class _Batch:
         # Rows are of different lengths: each attends to its own columns up to its new one.
         upto = self.cache.longest + 1
         behind_BT = torch.arange(upto) > position_B1
+        # An additive mask with the least finite value: -inf would make a fully masked row NaN.
         bias_BT = torch.zeros(behind_BT.shape, dtype=self.dtype).masked_fill_(behind_BT, torch.finfo(self.dtype).min)
         logits_BV = self._logits(self.token_B[:, None], position_B1, bias_BT[:, None, None])
         self.cache.end_step()
@@ -322,6 +332,7 @@ class _Batch:
 
     def _compact(self, n: int) -> None:
         """Keep only n rows, after moving live rows from beyond them into free ones."""
+        # Only as many rows move as lie beyond the new end.
         source = [place for place in range(n, len(self.rows)) if self.rows[place] is not None]
         target = [place for place in range(n) if self.rows[place] is None][: len(source)]
         for a, b in zip(source, target, strict=True):
@@ -363,6 +374,7 @@ class _Cache(Cache):
 
     def make_room(self, columns: int) -> None:
         """Make sure that there are this many columns, growing by at least half so that copies stay rare."""
+        # Geometric growth keeps the total cost of copies linear.
         if columns > self.capacity:
             self.capacity = max(columns, self.capacity * 3 // 2)
             for layer in self.all_layers():
@@ -394,6 +406,7 @@ class _Cache(Cache):
     def move(self, source: list[int], target: list[int], n_rows: int) -> None:
         """Copy rows onto others, and keep only the first `n_rows`."""
         if source:
+            # Columns beyond the longest of the moved rows are empty.
             upto = max(self.lengths[place] for place in source)
             for layer in self.all_layers():
                 for states in (layer.keys, layer.values):
@@ -436,10 +449,12 @@ class _Layer(DynamicLayer):
     def _put(self, room: Tensor, states: Tensor) -> Tensor:
         cache, reading = self.cache, self.cache.reading
         if reading is None:
+            # A decoding step writes one column per row, each at its own position.
             room[cache.place_B, :, cache.column_B] = states[:, :, 0]
             return room[: cache.n_rows, :, : cache.longest + 1]
         aligned = states
         if reading.is_padded:
+            # Shift each prompt from the right edge to column 0, where its row starts.
             aligned = states.gather(2, reading.column_BT[:, None, :, None].expand_as(states))
         room[reading.place_B, :, : reading.width] = aligned
         return states  # a prefill attends to its own tokens only, padding included in their order

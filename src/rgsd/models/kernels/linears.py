@@ -53,6 +53,7 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Ite
     """
     room = MEMORY_SHARE * psutil.virtual_memory().available if products.has_onednn() else 0.0
     adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    # Layers inside an adapter layer are computed by it, and must not be replaced themselves.
     inside = {id(part) for layer in adapted for part in layer.modules() if part is not layer}
     changed: list[nn.Module] = []
     try:
@@ -61,6 +62,7 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype | None = None) -> Ite
                 if isinstance(module, LoraLinear):
                     base: Any = module.get_base_layer()
                     lora = _active(module)
+                    # Half precision: keep LoRA as a separate product.
                     if lora and (dtype or base.weight.dtype) != torch.float32:
                         plain, size = _forward(base.weight, base.bias, rows, dtype, room)
                         module.forward = _with_lora(plain, module, lora, dtype)
@@ -97,6 +99,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         if is_on() and products.has_onednn() and not torch.is_autocast_enabled("cpu") and not is_checkpointing:
             for module in model.modules():
+                # Somebody else has replaced this forward already, e.g. accelerate.
                 if "forward" in vars(module):
                     continue
                 if type(module) is nn.Linear and _is_frozen(module):
@@ -170,6 +173,7 @@ def _merged_weight(module: LoraLinear, lora: list[str]) -> Tensor:
     weight: Any = module.get_base_layer().weight
     if not lora:
         return weight
+    # PEFT computes the update in the adapter's dtype, which is float32.
     deltas = [module.get_delta_weight(name) for name in lora]
     return (weight + sum(deltas[1:], deltas[0])).to(weight.dtype)
 
@@ -205,6 +209,7 @@ def _forward(
     is_worth_it = weight.dtype in (torch.float32, torch.bfloat16) and weight.numel() >= products.MIN_WEIGHT
     if not is_worth_it or size > room:
         return lambda x, *_, **__: F.linear(x.to(weight.dtype), weight, bias), 0
+    # Reordering costs about one multiplication, and every later call of the layer is faster.
     pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     packed_weight, kind = pack(weight, rows), weight.dtype
     return lambda x, *_, **__: multiply(x.to(kind), packed_weight, bias, "none", [], ""), size

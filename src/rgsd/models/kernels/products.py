@@ -30,6 +30,7 @@ def has_onednn() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W' + b, like `F.linear`, which it calls if autograd needs a graph: oneDNN's operator has no gradient."""
+    # Subclasses (DTensor, quantized weights) implement their own products.
     is_plain = type(weight) in (Tensor, torch.nn.Parameter) and weight.device.type == x.device.type == "cpu"
     if (
         is_plain
@@ -67,6 +68,7 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        # addmm_ works on matrices, so all leading dimensions become rows.
         x_TI = x.reshape(-1, x.size(-1))
         low_TR = x_TI @ a.T
         y_TO = linear(x_TI, weight, bias).addmm_(low_TR, b.T, alpha=scale)

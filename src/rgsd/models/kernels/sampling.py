@@ -99,6 +99,7 @@ def pick_scored(logits_BV: Tensor, draws_B: Tensor | None, sampling: Sampling) -
         kept_BV = _above_floor(probs_BV, sampling.min_p)
         at_B = _inverted(kept_BV, draws_B)
         return at_B, _log_share(kept_BV, at_B)
+    # Most rows reach top_p within a few entries, and topk is far cheaper than a sort of the vocabulary.
     probs_BK, entries_BK = probs_BV.topk(min(TOP_ENTRIES, vocabulary), dim=-1)
     kept_BK = _nucleus(probs_BK, sampling)
     at_B = _inverted(kept_BK, draws_B)
@@ -143,6 +144,7 @@ def _above_floor(probs_BV: Tensor, min_p: float) -> Tensor:
 def _nucleus(probs_BK: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities in descending order, with 0 for those that top-p and min-p exclude."""
     if sampling.top_p < 1.0:
+        # An entry stays if the probability of all entries before it is below top_p.
         before_BK = probs_BK.double().cumsum(-1) - probs_BK
         before_BK[:, 0] = 0.0  # rounding must not exclude the most likely token
         probs_BK = probs_BK.masked_fill(before_BK >= sampling.top_p, 0.0)
@@ -156,6 +158,7 @@ def _inverted(weights_BV: Tensor, draws_B: Tensor) -> Tensor:
     if vocabulary <= 4 * BLOCK:
         upto_BV = weights_BV.cumsum(-1, dtype=torch.float64)
         return _first_above(upto_BV, draws_B[:, None] * upto_BV[:, -1:])[:, 0]
+    # Zeros at the end are never sampled.
     if vocabulary % BLOCK:
         weights_BV = F.pad(weights_BV, (0, BLOCK - vocabulary % BLOCK))
     blocks = weights_BV.unflatten(-1, (-1, BLOCK))
