@@ -81,6 +81,7 @@ def listed_model(name: str) -> ListedModel | None:
 
     This reads the table's file, because importing LiteLLM takes seconds.
     """
+    # LiteLLM lists some models with their provider and some without.
     table = _price_table()
     entry = table.get(name) or table.get(name.partition("/")[2]) or {}
     if not entry.get("input_cost_per_token") and not entry.get("output_cost_per_token"):
@@ -144,6 +145,7 @@ class Budget:
                 )
             if self.dollars is None or self.spent + self.reserved + most <= self.dollars:
                 break
+            # Nothing in flight can return money any more.
             if self._n_reserved == 0:
                 raise BudgetExhausted(
                     f"judge_budget is {self.dollars:g} dollars, {self.spent:.4f} are spent, and the next request may "
@@ -227,6 +229,7 @@ def ledger_totals(path: Path) -> dict[str, Usage]:
                 label = sent[entry["id"]] = str(entry["label"])
                 totals[label] = totals.get(label, Usage()) + Usage(calls=1)
             else:
+                # The call was counted when it was sent.
                 usage = Usage(**{**entry["usage"], "calls": 0})
                 totals[sent[entry["id"]]] += usage
         except (ValueError, KeyError, TypeError, RecursionError):

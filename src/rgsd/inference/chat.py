@@ -123,6 +123,7 @@ class ChatClient:
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        # Bound to the loop on first use, so they can be made in the caller's thread.
         self._slots = asyncio.Semaphore(concurrency)
         self._stopping = asyncio.Event()
 
@@ -138,6 +139,7 @@ class ChatClient:
         """Start a coroutine on the client's loop."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            # In a separate thread, since the caller may have a running loop (a notebook), and may block in `done`.
             self._thread = threading.Thread(target=self._loop.run_forever, name="rgsd-chat", daemon=True)
             self._thread.start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -174,6 +176,7 @@ class ChatClient:
         if self._loop is None or self._thread is None:
             return
         loop, self._loop = self._loop, None
+        # Close connections on the loop that opened them.
         asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(timeout=10)
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
@@ -227,6 +230,7 @@ class ChatClient:
             if not fault.is_transient:
                 raise fault
             if tries == retries:
+                # A success resets the count, so it reaches the limit only if the server is down for everybody.
                 self.failures_in_a_row += 1
                 raise fault
             await self._pause(fault, tries)
@@ -274,8 +278,10 @@ class ChatClient:
         """
         account = self.account
         async with self._slots:
+            # Another request may have been told to wait meanwhile, so check again after each sleep.
             while (wait := self._not_before - time.monotonic()) > 0 and self.stopped_by is None:
                 await self._sleep(wait)
+            # Reserve the most that the request can cost, so that concurrent requests cannot overspend together.
             most = account.bound.of(body) if account.bound else 0.0
             await account.budget.reserve(most)
             if self.stopped_by is not None:  # the batch ended while this request waited
@@ -291,6 +297,7 @@ class ChatClient:
                 if check is not None:
                     check(reply)
             except ChatFault as fault:
+                # A timeout may be billed, a refused connection or a rate limit is not.
                 if not fault.may_be_billed:
                     spent = 0.0
                 fault.usage = usage = usage + Usage(seconds=time.monotonic() - start)
@@ -351,12 +358,14 @@ class RequestBatch(Generic[Item, Result]):
             except BaseException as error:
                 self._end(future, drain=drain)
                 if isinstance(error, KeyboardInterrupt | Interrupted):
+                    # The caller stores what `done` receives, so paid results survive the interruption.
                     self._hand_over_rest()
                 raise
         if client.stopped_by is not None:
             raise client.stopped_by
 
     async def _all(self) -> None:
+        # Workers share one iterator, so items start in order and no more than `concurrency` are in progress.
         n_workers = min(len(self._items), self._client.concurrency)
         workers = [asyncio.create_task(self._worker()) for _ in range(n_workers)]
         try:
@@ -364,6 +373,7 @@ class RequestBatch(Generic[Item, Result]):
         finally:
             for worker in workers:
                 worker.cancel()
+            # Tells the calling thread that no more results follow.
             self._results.put(None)
 
     async def _worker(self) -> None:
@@ -416,6 +426,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         return
 
     def interrupt(*_: object) -> None:
+        # Launchers and schedulers often send the signal more than once.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Interrupted("stopped by SIGTERM. What was judged is kept: run the same command again to continue")
 

@@ -136,6 +136,7 @@ def fault_of(status: int, detail: str, retry_after: float | None = None) -> Chat
         retry_after: Seconds that it asks to wait.
     """
     text = detail.lower()
+    # By text first: providers report an empty account as 429 or 403.
     if status == 402 or any(sign in text for sign in NO_CREDIT):
         problem = Problem.NO_CREDIT
     elif status in (401, 403):
@@ -168,6 +169,7 @@ def parse_completion(data: bytes) -> ChatReply:
     except (ValueError, RecursionError) as error:
         raise ChatFault(Problem.MALFORMED, f"a reply that is not JSON: {one_line(_decoded(data), 80)!r}") from error
     try:
+        # Some servers report errors with status 200.
         if "error" in value and not value.get("choices"):
             raise ChatFault(Problem.MALFORMED, f"an error in place of a reply: {json.dumps(value['error'])}")
         choice, usage = value["choices"][0], value.get("usage") or {}
@@ -195,6 +197,7 @@ def checked(reply: ChatReply) -> ChatReply:
     counts = (reply.prompt_tokens, reply.completion_tokens)
     if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | None) for n in counts):
         raise ChatFault(Problem.MALFORMED, f"not a chat completion: {one_line(str(reply))}")
+    # LiteLLM reads replies itself, without a limit.
     if sum(map(len, texts)) > MAX_REPLY_BYTES:
         raise too_large()
     return ChatReply(
@@ -259,6 +262,7 @@ def parse_retry_after(value: str | None) -> float | None:
     except ValueError:
         pass
     try:
+        # A date in the past means "now".
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
         return None

@@ -129,6 +129,7 @@ class ServerGenerator:
             async def work(i: int) -> Response | ChatFault:
                 return await self._respond(client, server, i, prompts)
 
+            # Before any prompt, because the answer decides which fields are sent.
             client.run(lambda _: self._inspect(transport, server), [None], lambda *_: None, drain=False)
             client.run(work, range(len(prompts)), finish, drain=False)
         self._warn_of_unmarked_reasoning(list(responses.values()))
@@ -154,6 +155,7 @@ class ServerGenerator:
         except TimeoutError:
             return
         server.models = [str(m.get("id")) for m in listed]
+        # A server with a single model often lists it under another name.
         owners = {str(m.get("owned_by")) for m in listed if m.get("id") == self.model or len(listed) == 1}
         server.neutral = next((NEUTRAL_SAMPLING[o] for o in owners if o in NEUTRAL_SAMPLING), {})
 
@@ -166,6 +168,7 @@ class ServerGenerator:
         except ChatFault as fault:
             if not fault.is_transient:
                 raise self._refused(fault, described(i, prompts), server.models) from fault
+            # Otherwise a run against a dead server would retry every prompt in turn.
             if client.has_given_up:
                 raise ModelError(
                     f"the server at {self.address} failed {client.failures_in_a_row} prompts in a row, "
@@ -188,15 +191,18 @@ class ServerGenerator:
         if not s.is_greedy:
             body["top_p"] = s.top_p
         if s.seed is not None:
+            # A seed per prompt, so that a response does not depend on the order of requests.
             body["seed"] = s.seed if s.is_greedy else prompt_seed(s.seed, prompt)
         if s.chat_template_kwargs:
             body["chat_template_kwargs"] = dict(s.chat_template_kwargs)
         filters = dict(s.filters)
+        # llama.cpp has its own name for it.
         if "repeat_penalty" in neutral and "repetition_penalty" in filters:
             filters["repeat_penalty"] = filters.pop("repetition_penalty")
         return {**body, **neutral, **filters, **self.extra_body}
 
     def _response(self, reply: ChatReply) -> Response:
+        # A refusal is the model's response, and is judged as such.
         text = reply.text if reply.text is not None else reply.refusal
         is_truncated = reply.finish_reason in ("length", "content_filter")
         if reply.reasoning:

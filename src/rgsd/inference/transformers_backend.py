@@ -215,8 +215,10 @@ class TransformersGenerator:
         ends = self._ends()
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (ends or [0])[0]
         width = max(len(p) for p in ids)
+        # Padded on the left, so that all prompts end in the same column.
         input_ids_BT = torch.tensor([[pad] * (width - len(p)) + p for p in ids], device=self.model.device)
         mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in ids], device=self.model.device)
+        # First, so that NaN is reported rather than sampled.
         processors = LogitsProcessorList([_finite])  # pyright: ignore[reportArgumentType]
         if self.sampling.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(self.sampling.repetition_penalty))
@@ -251,6 +253,7 @@ class TransformersGenerator:
 @contextmanager
 def own_generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Replace the checkpoint's generation config, from which transformers would fill fields that ours leaves unset."""
+    # A PeftModel and the model inside it both have one.
     owners = [m for m in model.modules() if "generation_config" in vars(m)]
     originals = [m.generation_config for m in owners]
     for m in owners:

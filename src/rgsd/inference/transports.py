@@ -136,6 +136,7 @@ class LiteLLMTransport:
     async def send(self, body: Mapping[str, Any]) -> ChatReply:
         """See `Transport.send`."""
         try:
+            # LiteLLM validates replies only loosely, so reading one may raise too: it stays inside the try.
             result = await self._litellm.acompletion(**body, **self._options)
             choice = _only_choice(result.choices)
             native = getattr(choice, "provider_specific_fields", None) or {}
@@ -177,6 +178,7 @@ class LiteLLMTransport:
             return ChatFault(Problem.TOO_LONG, text, status=status)
         if kind == "ContentPolicyViolationError":
             return ChatFault(Problem.REFUSAL, text, status=status)
+        # Before APIConnectionError, which LiteLLM also raises when a connection broke after the request was sent.
         if (reason := _not_connected(error)) is not None:
             return ChatFault(Problem.CONNECTION, reason, was_sent=False)
         if isinstance(error, self._litellm.exceptions.APIConnectionError):
@@ -185,6 +187,7 @@ class LiteLLMTransport:
             # The provider sent no such status: LiteLLM reports a broken or unreadable reply as a server error.
             return ChatFault(Problem.MALFORMED, text, status=status)
         if status is not None:
+            # LiteLLM keeps the headers in different places, depending on the provider.
             headers = getattr(error, "litellm_response_headers", None) or getattr(
                 getattr(error, "response", None), "headers", None
             )
@@ -234,6 +237,7 @@ async def _read(response: httpx.Response) -> bytes:
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and the errors behind it, at most ten."""
     cause: BaseException | None = error
+    # Chains of causes can contain cycles.
     for _ in range(10):
         if cause is None:
             return

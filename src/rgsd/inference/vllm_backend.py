@@ -94,6 +94,7 @@ class VllmGenerator:
     def generate(self, prompts: Sequence[Conversation], done: Done | None = None) -> list[Response]:
         """See `Generator.generate`. `done` is called batch by batch."""
         lengths = [len(p) for p in tokenize(self._tokenizer, prompts, self.sampling.chat_template_kwargs, self.name)]
+        # All prompts are checked before the first batch is generated.
         limit = self._llm.llm_engine.model_config.max_model_len
         check_lengths(lengths, limit, self.sampling.max_new_tokens, prompts, self.name)
         responses: list[Response] = []

@@ -75,6 +75,8 @@ class ReplyCache:
         self._is_faulty = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # isolation_level=None disables Python's implicit transactions. A single thread uses the cache, but another
+            # one opens it.
             self._db = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             # A commit survives the death of the process, and only a power failure can lose the last ones. Waiting for
@@ -82,6 +84,7 @@ class ReplyCache:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
             self._db.execute("SELECT key, reply FROM replies LIMIT 1").fetchone()
+            # Opening may wait long for another process. Later calls run on the event loop, and must not block it.
             self._db.execute("PRAGMA busy_timeout=1000")
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
@@ -132,6 +135,7 @@ class ReplyCache:
         """Renew this process's claims, and write what could not be written before."""
         until = time.time() + LEASE
         self._write(
+            # MAX keeps claims that were made for longer.
             lambda: self._db.execute("UPDATE leases SET until = MAX(until, ?) WHERE owner = ?", (until, self._me.owner))
         )
         self._write_rest()
@@ -203,6 +207,7 @@ class ReplyCache:
     def _write(self, work: Callable[[], Any]) -> Any:
         """Do the work in one transaction. Returns None if the file cannot be written, and warns the first time."""
         try:
+            # IMMEDIATE takes the write lock at once, so no other process can claim between our read and our write.
             self._db.execute("BEGIN IMMEDIATE")
             done = work()
             self._db.execute("COMMIT")

@@ -76,6 +76,7 @@ def sentences(text: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def _phrase(phrase: str) -> re.Pattern[str]:
     body = r"\s+".join(re.escape(word) for word in phrase.rstrip("*").translate(PLAIN).split())
+    # \b next to a non-word character would demand a word on its other side.
     left = r"\b" if re.match(r"\w", body) else ""
     right = r"\w*" if phrase.endswith("*") else (r"\b" if re.search(r"\w$", body) else "")
     return re.compile(left + body + right, re.IGNORECASE)
@@ -129,6 +130,7 @@ def validate(check: Any) -> None:
 
 def _validate_size(check: Any) -> None:
     """Refuse a check that is too large or too deep, before anything walks it recursively."""
+    # Breadth first, without recursion, which a deep check could exhaust.
     n_parts, level, depth = 0, [check], 0
     while level:
         n_parts, depth = n_parts + len(level), depth + 1

@@ -152,6 +152,7 @@ def read_labelled(path: str | Path) -> LabelledSet:
                 problems.append(f"{path.name}, {where}: {bad}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}): save it as UTF-8, and check its quotes") from error
+    # Conflicts between rows are reported together with the unusable rows.
     merged = _merged(items, problems)
     if problems:
         more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""

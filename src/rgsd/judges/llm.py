@@ -157,6 +157,7 @@ class LLMJudge:
         self._cache = ReplyCache(path) if path else None
         self._wait_is_announced = False
         self._is_tested, self._test_lock = True, asyncio.Lock()
+        # A command that fails must still write the replies that are in memory.
         atexit.register(self.close)
 
     @property
@@ -225,6 +226,7 @@ class LLMJudge:
             if done is not None:
                 done(i, result)
 
+        # Claims expire unless renewed, and a slow judge takes longer than a lease.
         renewing = self._client.start(self._renew_claims())
         try:
             self._client.run(work, items, finish, drain=True)
@@ -305,6 +307,7 @@ class LLMJudge:
         Unusable replies are stored too and count as tries: a process that was killed between two tries does not pay for
         the first again. They are deleted after the last try, so that a later command can ask again.
         """
+        # One code for all tries: a stored unusable reply keeps its own.
         code = new_code()
         stored = self._cache.unusable(key) if self._cache else []
         outcome = Outcome()
@@ -341,6 +344,7 @@ class LLMJudge:
             ChatFault: If this request failed.
             JudgeError: If every further request would fail too.
         """
+        # While one request runs the test, the others wait for its result at the lock.
         if not self._is_tested or self._test_lock.locked():
             await self._test()
         try:
@@ -442,6 +446,7 @@ class LLMJudge:
             "max_tokens": c.judge_max_tokens,
             "reasoning_effort": c.judge_reasoning_effort,
         }
+        # Unset fields are left out: some models refuse fields that they do not know.
         body |= {name: value for name, value in optional.items() if value is not None}
         if c.judge_structured:
             described = {"name": "reply", "strict": True, "schema": asked.schema}
@@ -464,6 +469,7 @@ class LLMJudge:
     def _key(self, asked: Request | Question) -> str:
         """The key of a cached reply: a digest of everything that it depends on except the code."""
         c = self.config
+        # The code is random, so the key is made of the texts without it.
         system, user = asked.texts("")
         schema = asked.schema if c.judge_structured else None
         parts = [

@@ -104,6 +104,7 @@ class Request:
         """The system and user texts with this code."""
         graded = self.is_graded
         conversation = "\n\n".join(f"{m['role']}: {m['content']}" for m in self.example.messages)
+        # Criteria become single lines, so that none can imitate the structure of the prompt.
         criteria = list(self.example.rubric)
         if self.is_single:
             asked = f"Criterion {verdict_id(code, self.ids[0])}: {_one_line(criteria[self.ids[0] - 1].text)}"
@@ -198,6 +199,7 @@ def read_reply(text: str, request: Request, code: str) -> dict[int, Verdict]:
         entries = reply["verdicts"]
     if not isinstance(entries, list):
         raise UnusableReply("malformed", f"`verdicts` must be a list, got {type(entries).__name__}")
+    # Even one verdict too few makes the assignment of all others doubtful.
     if len(entries) != len(request.ids):
         raise UnusableReply("count", f"{len(entries)} verdicts for {len(request.ids)} criteria")
     numbers = {verdict_id(code, i): i for i in request.ids}
@@ -283,6 +285,7 @@ _REFUSAL = re.compile(
 
 
 def _looks_like_refusal(text: str) -> bool:
+    # A reply with an object is no refusal, even if a reason inside it sounds like one.
     plain = text.replace("\u2019", "'").strip()
     return "{" not in plain and bool(_REFUSAL.search(plain))
 
@@ -296,6 +299,7 @@ def _verdict(entry: dict[str, Any], graded: bool) -> Verdict:
             raise UnusableReply("malformed", f"grade must be one of {list(GRADES)}, got {grade!r}")
         return Verdict(met=None, grade=float(grade), reason=reason)
     met = entry.get("met")
+    # Servers without JSON schemas sometimes return the boolean as a string.
     if isinstance(met, str) and met.strip().lower() in ("true", "false"):
         met = met.strip().lower() == "true"
     if not isinstance(met, bool):

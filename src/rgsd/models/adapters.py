@@ -225,7 +225,7 @@ def merged_values(
         for name, layer in layers(model)
     }
     sent: set[str] = set()
-    # TRL calls merge_adapter and unmerge_adapter around the loop that this generator feeds.
+    # TRL calls merge_adapter and unmerge_adapter while it yields the values.
     with _merging_off(model):
         for name, value in values():
             owner, _, own = name.rpartition(".")

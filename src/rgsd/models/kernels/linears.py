@@ -173,7 +173,7 @@ def _merged_weight(module: LoraLinear, lora: list[str]) -> Tensor:
     weight: Any = module.get_base_layer().weight
     if not lora:
         return weight
-    # PEFT computes the update in the adapter's dtype, which is float32.
+    # PEFT computes each update in the adapter's own dtype.
     deltas = [module.get_delta_weight(name) for name in lora]
     return (weight + sum(deltas[1:], deltas[0])).to(weight.dtype)
 
@@ -209,7 +209,7 @@ def _forward(
     is_worth_it = weight.dtype in (torch.float32, torch.bfloat16) and weight.numel() >= products.MIN_WEIGHT
     if not is_worth_it or size > room:
         return lambda x, *_, **__: F.linear(x.to(weight.dtype), weight, bias), 0
-    # Reordering costs about one multiplication, and every later call of the layer is faster.
+    # Weights are reordered once per context, which pays off over the many steps of a decode loop.
     pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     packed_weight, kind = pack(weight, rows), weight.dtype
     return lambda x, *_, **__: multiply(x.to(kind), packed_weight, bias, "none", [], ""), size
