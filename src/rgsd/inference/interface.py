@@ -95,8 +95,10 @@ class Generator(Protocol):
         ...
 
     def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
-        """The key of each prompt's response, known before generation. A stored response with the same key is the one
-        that `generate` would return."""
+        """The key of each prompt's response, known before generation.
+
+        A stored response with the same key is the one that `generate` would return.
+        """
         ...
 
 

@@ -63,8 +63,10 @@ class SamplingConfig:
         return {name: getattr(self, name) for name, value in neutral.items() if getattr(self, name) != value}
 
     def identity(self) -> dict[str, Any]:
-        """What a response depends on, for its key. Filters that are off are left out, as are the template's arguments:
-        they are already part of the rendered prompt."""
+        """The settings that a response depends on, for its key.
+
+        Filters that are off are left out, and so are the template's arguments, which the rendered prompt reflects.
+        """
         return {
             "max_new_tokens": self.max_new_tokens,
             "top_p": self.top_p,

@@ -45,8 +45,7 @@ class _Server:
 
 
 class ServerGenerator:
-    """Generates through a server with an OpenAI-compatible /chat/completions: vLLM, SGLang, llama.cpp, `transformers
-    serve`, or a provider.
+    """Generates through an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve`, or a provider.
 
     Transient faults are retried. A refusal that no retry can cure (a wrong key, an unknown model, an unknown field, a
     prompt that is too long) ends the call: requests in flight are awaited, then the error is raised. A prompt that
@@ -138,8 +137,11 @@ class ServerGenerator:
         return [responses[i] for i in range(len(prompts))]
 
     def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
-        """See `Generator.keys`. A server does not identify its weights: its address and the model's name stand for
-        them, so other weights under the same name go unnoticed."""
+        """See `Generator.keys`.
+
+        A server does not identify its weights. Its address and the model's name take their place, so other weights
+        under the same name go unnoticed.
+        """
         body = {k: v for k, v in self._body([], {}).items() if k != "messages"}
         settings = {
             **body, "backend": "server", "opens": self.prompt_opens_thinking, "tags": self.sampling.think_tags,

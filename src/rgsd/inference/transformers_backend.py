@@ -49,8 +49,10 @@ def generate(
 
 
 def transformers_settings(sampling: SamplingConfig, *, dtype: str, attention: str | None) -> dict[str, Any]:
-    """What a response depends on besides weights and prompt. The batch size is not part of it: in float32 it has no
-    effect."""
+    """What a response depends on besides weights and prompt.
+
+    The batch size is not part of it, because it has no effect in float32.
+    """
     return {
         "backend": "transformers",
         "dtype": dtype.removeprefix("torch."),
