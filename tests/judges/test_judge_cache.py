@@ -196,7 +196,7 @@ def test_a_zeroed_cache_is_an_error_of_ours(tmp_path, keep):
 
 
 def test_a_locked_cache_is_an_error_of_ours_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("rgsd.judges.cache.LOCKED", 0.3)
+    monkeypatch.setattr("rgsd.judges.cache.LOCK_TIMEOUT", 0.3)
     path = tmp_path / "c.sqlite"
     ReplyCache(path).close()
     holder = sqlite3.connect(path, isolation_level=None)
