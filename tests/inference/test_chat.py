@@ -13,7 +13,7 @@ from support.openai_server import OpenAIServer, Reply, openai_server_fixture  # 
 from rgsd.errors import BudgetExhausted, ConfigError
 from rgsd.inference.accounting import Budget, RequestLedger, Usage, ledger_totals, listed_model
 from rgsd.inference.chat import MAX_RETRY_AFTER, ChatClient, RetryPolicy
-from rgsd.inference.replies import ChatFault, ChatReply, Problem, fault_of, parse_completion
+from rgsd.inference.replies import ChatFault, ChatReply, Problem, fault_of, parse_completion, parse_retry_after
 from rgsd.inference.transports import LiteLLMTransport
 
 BODY = {"model": "openai/gpt-4o", "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 9}

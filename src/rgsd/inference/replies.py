@@ -17,6 +17,8 @@ from rgsd.redaction import redact, redact_known
 
 MAX_REPLY_BYTES = 8 * 2**20
 """The largest reply that is read, in bytes. A response of 128k tokens has less than 1 MiB."""
+MAX_TOKENS = 10**9
+"""The most tokens that a server can plausibly claim to have read or written."""
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 """HTTP statuses below 500 after which another try may succeed."""
 NATIVE_STOPS = frozenset({"end_turn", "stop_sequence", "eos", "eos_token", "COMPLETE", "STOP", "completed"})
@@ -172,17 +174,20 @@ def parse_completion(data: bytes) -> ChatReply:
         # Some servers report errors with status 200.
         if "error" in value and not value.get("choices"):
             raise ChatFault(Problem.MALFORMED, f"an error in place of a reply: {json.dumps(value['error'])}")
-        choice, usage = value["choices"][0], value.get("usage") or {}
+        choice, usage = only_choice(value["choices"]), value.get("usage") or {}
         message = choice["message"]
         reply = ChatReply(
             text=message.get("content"),
             reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
             refusal=message.get("refusal") or "",
-            finish_reason=finish_reason_of(choice.get("finish_reason")),
+            finish_reason=finish_reason_of(
+                choice.get("finish_reason"),
+                calls_tools=bool(message.get("tool_calls") or message.get("function_call")),
+            ),
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=usage.get("completion_tokens"),
         )
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ChatFault(Problem.MALFORMED, f"not a chat completion ({error!r}): {one_line(str(value))}") from error
     return checked(reply)
 
@@ -195,7 +200,7 @@ def checked(reply: ChatReply) -> ChatReply:
     """
     texts = (reply.text or "", reply.reasoning, reply.refusal)
     counts = (reply.prompt_tokens, reply.completion_tokens)
-    if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int | None) for n in counts):
+    if not all(isinstance(t, str) for t in texts) or not all(n is None or type(n) is int for n in counts):
         raise ChatFault(Problem.MALFORMED, f"not a chat completion: {one_line(str(reply))}")
     # LiteLLM reads replies itself, without a limit.
     if sum(map(len, texts)) > MAX_REPLY_BYTES:
@@ -205,19 +210,43 @@ def checked(reply: ChatReply) -> ChatReply:
         reasoning=redact_known(reply.reasoning),
         refusal=redact_known(reply.refusal),
         finish_reason=reply.finish_reason,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
+        prompt_tokens=_plausible(reply.prompt_tokens),
+        completion_tokens=_plausible(reply.completion_tokens),
         price=reply.price,
     )
 
 
-def finish_reason_of(reason: Any, native: Any = None) -> str | None:
-    """The finish reason in OpenAI's terms. LiteLLM turns unknown ones into "stop" and keeps them as `native`."""
+def finish_reason_of(reason: Any, native: Any = None, *, calls_tools: bool = False) -> str | None:
+    """The finish reason in OpenAI's terms: "stop" only if the model ended the reply as its answer.
+
+    Args:
+        reason: What the server or LiteLLM reports.
+        native: The provider's own reason. LiteLLM reports unknown ones as "stop", and keeps them here.
+        calls_tools: Whether the reply calls tools, which some servers report as "stop" too.
+    """
     if native is not None and reason == "stop":
         reason = native
     if reason is None:
         return None
-    return "stop" if reason in NATIVE_STOPS else str(reason)
+    if reason in NATIVE_STOPS or reason == "stop":
+        return "tool_calls" if calls_tools else "stop"
+    return redact_known(str(reason))[:40]
+
+
+def only_choice(choices: Any) -> Any:
+    """The single choice of a reply. One was requested, and of two it is unclear which is the answer.
+
+    Raises:
+        ValueError: If there is not exactly one.
+    """
+    if len(choices) != 1:
+        raise ValueError(f"expected 1 choice, got {len(choices)}")
+    return choices[0]
+
+
+def _plausible(count: int | None) -> int | None:
+    """A count of tokens, or None if it cannot be true. A negative one would pay money back into the budget."""
+    return count if count is not None and 0 <= count <= MAX_TOKENS else None
 
 
 def too_large() -> ChatFault:
@@ -264,5 +293,5 @@ def parse_retry_after(value: str | None) -> float | None:
     try:
         # A date in the past means "now".
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -21,6 +21,7 @@ from rgsd.inference.replies import (
     error_detail,
     fault_of,
     finish_reason_of,
+    only_choice,
     parse_completion,
     parse_retry_after,
     too_large,
@@ -138,14 +139,20 @@ class LiteLLMTransport:
         try:
             # LiteLLM validates replies only loosely, so reading one may raise too: it stays inside the try.
             result = await self._litellm.acompletion(**body, **self._options)
-            choice = _only_choice(result.choices)
+            choice = only_choice(result.choices)
             native = getattr(choice, "provider_specific_fields", None) or {}
             fields = getattr(choice.message, "provider_specific_fields", None) or {}
             reply = ChatReply(
                 text=choice.message.content,
                 reasoning=getattr(choice.message, "reasoning_content", None) or "",
                 refusal=fields.get("refusal") or "",
-                finish_reason=finish_reason_of(choice.finish_reason, native.get("native_finish_reason")),
+                finish_reason=finish_reason_of(
+                    choice.finish_reason,
+                    native.get("native_finish_reason"),
+                    calls_tools=bool(
+                        getattr(choice.message, "tool_calls", None) or getattr(choice.message, "function_call", None)
+                    ),
+                ),
                 prompt_tokens=result.usage.prompt_tokens,
                 completion_tokens=result.usage.completion_tokens,
                 price=self._price(result),

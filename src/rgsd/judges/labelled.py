@@ -117,7 +117,7 @@ class LabelledResponse:
     positions: tuple[int, ...]
 
 
-class _BadRow(Exception):
+class _UnusableRow(Exception):
     """A row that cannot be used: what was got, what was expected, what to do."""
 
 
@@ -141,14 +141,14 @@ def read_labelled(path: str | Path) -> LabelledSet:
     try:
         for where, value in _rows(path):
             try:
-                if isinstance(value, _BadRow):
+                if isinstance(value, _UnusableRow):
                     raise value
                 row = _record(value)
                 form = form or ("table" if path.suffix.lower() in (".csv", ".tsv") else _form(row))
                 row_items, n_unlabelled = _READERS[form](row, f"{path.name}, {where}")
                 items += row_items
                 n_without_label += n_unlabelled
-            except _BadRow as bad:
+            except _UnusableRow as bad:
                 problems.append(f"{path.name}, {where}: {bad}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}): save it as UTF-8, and check its quotes") from error
@@ -213,7 +213,7 @@ def group(items: Sequence[Labelled]) -> list[LabelledResponse]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row with its place. For a line that is not JSON, the row is a `_BadRow`."""
+    """Each row with its place. For a line that is not JSON, the row is a `_UnusableRow`."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         yield from _table_rows(path)
@@ -224,7 +224,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"line {number}", _json(line)
     else:
         value = _json(path.read_text("utf-8-sig"))
-        if isinstance(value, _BadRow):
+        if isinstance(value, _UnusableRow):
             raise DataError(f"{path}: {value}")
         if not isinstance(value, list):
             raise DataError(
@@ -236,9 +236,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return _BadRow(f"expected a JSON object, got text that is not JSON ({error}): correct it, or remove it")
+        return loads(text)
+    except BadRow as error:
+        return _UnusableRow(f"expected a JSON object, got text that is not JSON ({error}): correct it, or remove it")
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -260,7 +260,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     extra = len(row.pop(None))  # pyright: ignore
                     yield (
                         f"line {start}",
-                        _BadRow(
+                        _UnusableRow(
                             f"expected {len(reader.fieldnames)} fields, got {extra} more: put texts that contain the "
                             "separator in double quotes"
                         ),
@@ -290,7 +290,7 @@ def _missing(missing: Sequence[str], there: Sequence[str]) -> str:
 
 def _record(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise _BadRow(
+        raise _UnusableRow(
             f"expected an object with named fields, got {_described(value)}: write each row as one JSON object"
         )
     return dict(value)
@@ -302,7 +302,7 @@ def _form(row: Mapping[str, Any]) -> str:
     if "verdicts" in row:
         return "samples"
     if missing := [c for c in COLUMNS if c not in row]:
-        raise _BadRow(
+        raise _UnusableRow(
             _missing(missing, list(map(str, row))).replace("columns", "fields").replace(" in the first line", "")
         )
     return "table"
@@ -311,12 +311,12 @@ def _form(row: Mapping[str, Any]) -> str:
 def _healthbench(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
     labels = row.get("binary_labels")
     if not isinstance(labels, list) or not labels or not all(isinstance(v, bool) for v in labels):
-        raise _BadRow(
+        raise _UnusableRow(
             f"binary_labels: expected a list of true and false, got {_described(labels)}: correct or remove it"
         )
     raters = row.get("anonymized_physician_ids") or [""] * len(labels)
     if not isinstance(raters, list) or len(raters) != len(labels):
-        raise _BadRow(
+        raise _UnusableRow(
             f"anonymized_physician_ids: expected one for each of {len(labels)} binary_labels, got "
             f"{_described(raters)}: correct or remove it"
         )
@@ -350,7 +350,7 @@ def _table(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
 def _samples(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
     verdicts = row.get("verdicts")
     if not isinstance(verdicts, list) or not all(isinstance(v, Mapping) for v in verdicts):
-        raise _BadRow(
+        raise _UnusableRow(
             f"verdicts: expected a list of objects as in samples.jsonl, got {_described(verdicts)}: correct it"
         )
     judge = str(row.get("judge") or "")
@@ -374,7 +374,7 @@ def _samples(row: Mapping[str, Any], where: str) -> tuple[list[Labelled], int]:
                 raters=(judge,) * len(labels) if judge.startswith(HUMAN) else ("",) * len(labels),
                 weight=_weight(verdict.get("weight")),
                 category=_optional(row, "domain"),
-                tags=_tags(verdict.get("tags"), f"{field}.tags"),
+                tags=_tags(verdict.get("tags"), f"{name}.tags"),
                 where=where,
             )
         )
@@ -396,35 +396,35 @@ def _messages(value: Any) -> tuple[Message, ...]:
         value = [{"role": "user", "content": value}]
     expected = "expected a text, or a list of {role, content} that ends with the user's turn"
     if not isinstance(value, list) or not value:
-        raise _BadRow(f"prompt: {expected}, got {_described(value)}: fill it in, or remove the row")
+        raise _UnusableRow(f"prompt: {expected}, got {_described(value)}: fill it in, or remove the row")
     turns = []
     for turn in value:
         role = turn.get("role") if isinstance(turn, Mapping) else None
         content = turn.get("content") if isinstance(turn, Mapping) else None
         if role not in _ROLES or not isinstance(content, str):
-            raise _BadRow(f"prompt: {expected}, got the turn {_described(turn)}: correct it, or remove the row")
+            raise _UnusableRow(f"prompt: {expected}, got the turn {_described(turn)}: correct it, or remove the row")
         turns.append({"role": role, "content": content})
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         last = f"a last turn of role {turns[-1]['role']!r} with {len(turns[-1]['content'].strip())} characters"
-        raise _BadRow(f"prompt: {expected}, got {last}: correct it, or remove the row")
+        raise _UnusableRow(f"prompt: {expected}, got {last}: correct it, or remove the row")
     return tuple(turns)
 
 
 def _text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False, field: str | None = None) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not (may_be_empty or value.strip()):
-        raise _BadRow(f"{field or key}: expected a text, got {_described(value)}: fill it in, or remove the row")
+        raise _UnusableRow(f"{field or key}: expected a text, got {_described(value)}: fill it in, or remove the row")
     return value
 
 
 def _tags(value: Any, field: str) -> tuple[str, ...]:
-    """A list of texts, or one text with commas between the tags."""
+    """The tags in a field: a list of texts, or one text with commas between them."""
     if not value:
         return ()
     if isinstance(value, str):
         return tuple(tag.strip() for tag in value.split(","))
     if not are_texts(value):
-        raise _Bad(f"{field}: got {_described(value)}, wanted a list of texts: correct it, or leave it out")
+        raise _UnusableRow(f"{field}: expected a list of texts, got {_described(value)}: correct it, or leave it out")
     return tuple(value)
 
 
@@ -439,7 +439,7 @@ def _verdict(value: Any, field: str) -> bool:
         return True
     if text in _NO:
         return False
-    raise _BadRow(
+    raise _UnusableRow(
         f"{field}: expected true or false (or 1/0, yes/no), got {_described(value)}: correct it, or remove a row that "
         "nobody decided"
     )
@@ -452,10 +452,10 @@ def _weight(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or number == 0:
-        raise _BadRow(
-            f"weight: expected a finite number other than 0, negative for a pitfall, got {_described(value)}: correct "
-            "it, or leave it empty"
+    if isinstance(value, bool) or not is_weight(number):
+        raise _UnusableRow(
+            f"weight: expected a finite number other than 0, at most {LARGEST:g} and negative for a pitfall, got "
+            f"{_described(value)}: correct it, or leave it empty"
         )
     return number
 

@@ -255,6 +255,16 @@ def whole_object(text: str) -> dict[str, Any]:
         ) from error
 
 
+def _without_fence(answer: str) -> str:
+    """The text without a code fence around all of it."""
+    # Line by line: a regular expression takes cubic time here.
+    first, _, rest = answer.partition("\n")
+    inner, newline, last = rest.rpartition("\n")
+    if first.rstrip().lower() in ("```", "```json") and newline and last.strip() == "```":
+        return inner.strip()
+    return answer
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entry = dict(pairs)
     if len(entry) != len(pairs):
@@ -295,15 +305,15 @@ def _verdict(entry: dict[str, Any], graded: bool) -> Verdict:
     reason = reason if isinstance(reason, str) else ""
     if graded:
         grade = entry.get("grade")
-        if isinstance(grade, bool) or not isinstance(grade, int | float) or float(grade) not in GRADES:
-            raise UnusableReply("malformed", f"grade must be one of {list(GRADES)}, got {grade!r}")
+        if isinstance(grade, bool) or not isinstance(grade, int | float) or grade not in GRADES:
+            raise UnusableReply("malformed", f"grade must be one of {list(GRADES)}, got {_short(str(grade))}")
         return Verdict(met=None, grade=float(grade), reason=reason)
     met = entry.get("met")
     # Servers without JSON schemas sometimes return the boolean as a string.
     if isinstance(met, str) and met.strip().lower() in ("true", "false"):
         met = met.strip().lower() == "true"
     if not isinstance(met, bool):
-        raise UnusableReply("malformed", f"`met` must be true or false, got {met!r}")
+        raise UnusableReply("malformed", f"`met` must be true or false, got {_short(str(met))}")
     return Verdict(met=met, reason=reason)
 
 

@@ -18,8 +18,9 @@ from rgsd.models.identity import fingerprint, trained_identity
 from rgsd.models.integrity import check_finite, readable
 from rgsd.models.lineage import ancestors, base_of, is_run
 from rgsd.models.sharding import is_partitioned
-from rgsd.models.sources import EMBEDDED_WARM, refuse_bare_adapter, source_of, warmstart_adapter
+from rgsd.models.sources import EMBEDDED_WARM, refuse_adapter, source_of, warmstart_adapter
 from rgsd.progress import say
+from rgsd.rows import BadRow, loads
 from rgsd.runs import ADAPTER, MODEL, Run, open_run
 
 MIN_KEPT = 0.95
@@ -81,7 +82,7 @@ def load_model(
         kwargs |= {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
         return _load_run(name, dtype, **kwargs)
     source, options = source_of(name, revision)
-    refuse_bare_adapter(name, source)
+    refuse_adapter(name, source)
     target = "auto" if dtype == "auto" else getattr(torch, str(dtype))
     with readable(name):
         model = AutoModelForCausalLM.from_pretrained(
@@ -153,6 +154,7 @@ def load_student(
     name, revision = base_of(record), record.settings.get("model_revision") or "main"
     base = load_model(name, dtype=dtype or run_dtype, revision=revision, **kwargs)
     _check_base(record, name, base, is_as_trained=(dtype or run_dtype) == run_dtype)
+    _check_adapter(folder)
     with readable(str(folder)):
         student: Any = PeftModel.from_pretrained(base, str(folder))
     check_finite(student, str(run))
@@ -177,6 +179,28 @@ def _trained_folder(run: Run) -> Path:
         f"the run in {run.folder} is {run.meta.get('status')!r} and has no trained model (neither {ADAPTER}/ nor "
         f"{MODEL}/): finish it with --resume_from_checkpoint true, or evaluate {run.folder}:base"
     )
+
+
+def _check_adapter(folder: Path) -> None:
+    """Require a folder to hold a complete LoRA adapter.
+
+    PEFT asks the Hub for files that a folder lacks, under the folder's name, which a stranger may own there. Other
+    kinds of adapters name further models to load, and rgsd trains only LoRA.
+
+    Raises:
+        ModelError: If a file is missing, or the adapter is of another kind.
+    """
+    path = folder / "adapter_config.json"
+    remedy = "restore the folder, or train the run again"
+    if not path.is_file() or not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ModelError(f"{folder} lacks adapter_config.json or its weights (adapter_model.safetensors): {remedy}")
+    try:
+        config = loads(path.read_bytes())
+    except BadRow as error:
+        raise ModelError(f"{path} cannot be read ({error}): {remedy}") from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise ModelError(f"{path} has the peft_type {kind!r}, expected 'LORA', which is all that rgsd trains: {remedy}")
 
 
 def _check_base(run: Run, name: str, base: Any, *, is_as_trained: bool) -> None:

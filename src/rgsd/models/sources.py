@@ -75,17 +75,16 @@ def _is_path(name: str) -> bool:
     return is_path or (len(path.parts) == 2 and Path(path.parts[0]).exists())
 
 
-def refuse_bare_adapter(name: str, source: str) -> None:
-    """Refuse a folder that holds only an adapter: transformers would load the base model that the adapter's file names.
+def refuse_adapter(name: str, source: str) -> None:
+    """Refuse a folder with an adapter: transformers would load the base model that the adapter's own file names.
 
     Raises:
-        ModelError: If the folder has an adapter_config.json and no config.json.
+        ModelError: If the folder has an adapter_config.json.
     """
-    folder = Path(source)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (Path(source) / "adapter_config.json").is_file():
         raise ModelError(
-            f"{name!r} is an adapter without its base model: give the run folder that contains it, or a full model "
-            "from `rgsd export`"
+            f"{name!r} is an adapter, or contains one (adapter_config.json): give the run folder that contains it, or "
+            "a full model from `rgsd export`"
         )
 
 
