@@ -19,6 +19,7 @@ LAYERS = [
     "errors",
     "settings",
     "redaction",
+    "files",
     "rubrics",
     "progress",
     "rows",

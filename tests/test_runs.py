@@ -168,7 +168,7 @@ def killed(folder, *, inside):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
 
 
-@pytest.mark.parametrize("inside", ["hold", "_write"])
+@pytest.mark.parametrize("inside", ["hold", "atomic_write"])
 def test_a_replacement_killed_before_it_was_a_run_has_replaced_nothing(tmp_path, inside):
     folder = finished(tmp_path / "run")
     killed(folder, inside=inside)
@@ -215,7 +215,7 @@ def test_a_config_yaml_without_a_runs_lock_is_somebodys_file(tmp_path):
 
 @pytest.mark.parametrize("name", [CONFIG, RECORD])
 def test_a_full_disk_at_the_first_start_is_said_and_leaves_nothing(tmp_path, monkeypatch, name):
-    write = runs._write
+    write = runs.atomic_write
 
     def full(path, text):
         if path.name == name:
@@ -223,7 +223,7 @@ def test_a_full_disk_at_the_first_start_is_said_and_leaves_nothing(tmp_path, mon
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "_write", full)
+        patch.setattr(runs, "atomic_write", full)
         with pytest.raises(RunError, match="No space left"):
             create_run(tmp_path / "run", {})
     assert not (tmp_path / "run").exists()

@@ -41,6 +41,7 @@ except ImportError:  # no advisory locks on this system: keep to one process a r
     fcntl = None
 
 from rgsd.errors import RunError
+from rgsd.files import PARTIAL, atomic_write
 from rgsd.progress import say
 from rgsd.provenance import command_line, environment
 from rgsd.redaction import redact_known, without_credentials
@@ -57,8 +58,7 @@ LOCK = ".lock"
 ADAPTER, MODEL = "adapter", "model"
 TWIN, REPORT = "control", "report.html"
 
-_PARTIAL = ".partial"
-_OF_A_START = frozenset({LOCK, CONFIG, CONFIG + _PARTIAL, RECORD + _PARTIAL})
+_OF_A_START = frozenset({LOCK, CONFIG, CONFIG + PARTIAL, RECORD + PARTIAL})
 """Files of a start that was killed before it wrote run.json."""
 
 BASELINE, CONDITIONED, TRAINED, CONTROL, CANDIDATE = "baseline", "conditioned", "trained", "control", "candidate"
@@ -130,7 +130,7 @@ class Run:
             hold(self.folder)
             self.replaced = aside
             for name, text in self.waiting.items():
-                _write(self.folder / name, text)
+                atomic_write(self.folder / name, text)
         except OSError as error:
             self._bring_back(aside)
             raise RunError(
@@ -212,7 +212,7 @@ class Run:
         if self.waiting is not None:
             self.waiting[name] = text
         else:
-            _write(self.folder / name, text)
+            atomic_write(self.folder / name, text)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """The rows of one of the .jsonl files; none if it is missing. Half a line at its end, as a killed process
@@ -267,9 +267,7 @@ class Run:
             # Written there first, then removed here: a kill between the two duplicates rows and loses none.
             self.append(SET_ASIDE, [{"file": name, "row": row} for row in stale])
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in valid)
-            partial = self.folder / (name + _PARTIAL)
-            partial.write_bytes(text.encode("utf-8", "surrogatepass"))
-            partial.replace(self.folder / name)
+            atomic_write(self.folder / name, text.encode("utf-8", "surrogatepass"))
         return len(stale)
 
 
@@ -322,7 +320,7 @@ def _start(run: Run) -> None:
         path.mkdir(parents=True, exist_ok=True)
         hold(path)
         for name, text in (run.waiting or {}).items():
-            _write(path / name, text)
+            atomic_write(path / name, text)
     except OSError as error:
         _let_go(path)
         if path.is_dir() and not was_there:
@@ -496,28 +494,3 @@ def _plain(value: Any) -> Any:
     return (
         value if value is None or isinstance(value, str | int | float | bool) else str(getattr(value, "value", value))
     )
-
-
-def write_json(path: str | Path, table: Mapping[str, Any]) -> None:
-    """Write a result to a file that the user named.
-
-    Raises:
-        RunError: If the file cannot be written.
-    """
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A model can write half a surrogate pair, which UTF-8 cannot encode.
-        whole = Path(path)
-        partial = whole.with_name(whole.name + _PARTIAL)
-        partial.write_text(redact_known(text), "utf-8", errors="replace")
-        partial.replace(whole)
-    except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror}): choose another --output") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Write atomically: a reader never sees half a file."""
-    partial = path.with_name(path.name + _PARTIAL)
-    partial.write_text(redact_known(text), "utf-8")
-    partial.replace(path)

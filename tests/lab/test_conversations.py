@@ -7,7 +7,7 @@ import pytest
 from rgsd.judges import checks
 from rgsd.lab import conversations as module
 from rgsd.lab.conversations import Conversations, Mixture
-from rgsd.lab.words import MODIFIERS
+from rgsd.lab.vocabulary import MODIFIERS
 from rgsd.lab.world import World, read_fact
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.thinking import strip_thinking

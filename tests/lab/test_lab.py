@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import yaml
 from rgsd.cli import main
 from rgsd.errors import ConfigError, RunError
 from rgsd.judges import ChecksJudge, JudgeConfig, build_judge
-from rgsd.lab import claims
-from rgsd.lab.claims import CLAIMS, MEASURES, Claim, Figures, Measured, Spread, decide
+from rgsd.lab.claims import CLAIMS, Claim, decide, findings
 from rgsd.lab.grid import Task, load_arms
-from rgsd.lab.running import BASE_ARMS, Job, recipe_of, run_lab
+from rgsd.lab.measurements import MEASURES, LabResults, Measurement, SeedInterval
+from rgsd.lab.running import BASE_ARMS, LabJob, recipe_of, run_lab
 from rgsd.lab.weak import WeakJudge
 from rgsd.lab.world import World
 from rgsd.runs import open_run
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.mark.parametrize("arm", load_arms().values(), ids=lambda a: a.name)
 def test_every_arm_is_a_recipe_of_its_command(arm, tmp_path):
-    recipe = recipe_of(arm.command, Job(tmp_path, 3, arm.task, arm).settings())
+    recipe = recipe_of(arm.command, LabJob(tmp_path, 3, arm.task, arm).settings())
     assert recipe.training.seed == 3
     assert recipe.data.data.endswith(f"{arm.task.name}.jsonl")
 
@@ -47,20 +48,20 @@ def test_an_arm_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "named"),
     [
-        ({"arms": {}}, "has no arms"),
-        ({"arms": {"x": {"command": "pray"}}}, "one of train, grpo, sft"),
+        ({"arms": {}}, "arms"),
+        ({"arms": {"x": {"command": "pray"}}}, "pray"),
         ({"arms": {"a/b": {"command": "train"}}}, "slash"),
         ({"arms": {"x": {"command": "train", "world": {"magic": 1}}}}, "generality, think"),
         ({"arms": {"x": {"command": "train"}}, "sorts": {}}, "sorts"),
         ({"arms": {"x": {"command": "train"}}, "commands": {"dance": {}}}, "dance"),
     ],
 )
-def test_a_malformed_grid_is_refused(tmp_path, grid, said):
+def test_a_malformed_grid_is_refused(tmp_path, grid, named):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(grid))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=named):
         load_arms([path])
 
 
@@ -147,14 +148,16 @@ def test_a_judge_of_ones_own_that_cannot_be_made_is_refused(settings, said):
 # --- Claims ---------------------------------------------------------------------------------------------------------
 
 
-def measured(arm, seed, mean, n=40, rng=None):
+def measurement(arm, seed, mean, n=40, rng=None):
     rng = rng or np.random.default_rng(seed)
-    return Measured(arm, seed, {"satisfaction": mean + 0.05 * rng.standard_normal(n)})
+    return Measurement(arm, seed, {"satisfaction": mean + 0.05 * rng.standard_normal(n)})
 
 
 def test_with_seeds_the_interval_is_students_over_their_means():
-    runs = [measured("a", s, m) for s, m in enumerate((0.7, 0.8, 0.9))] + [measured("b", s, 0.5) for s in range(3)]
-    found = Figures(runs).difference("a", "b")
+    runs = [measurement("a", s, m) for s, m in enumerate((0.7, 0.8, 0.9))] + [
+        measurement("b", s, 0.5) for s in range(3)
+    ]
+    found = LabResults(runs).difference("a", "b")
     means = [
         r.values["satisfaction"].mean() - q.values["satisfaction"].mean()
         for r, q in zip(runs[:3], runs[3:], strict=True)
@@ -166,16 +169,18 @@ def test_with_seeds_the_interval_is_students_over_their_means():
 
 
 def test_with_one_seed_the_interval_is_over_prompts():
-    found = Figures([measured("a", 0, 0.7), measured("b", 0, 0.5, rng=np.random.default_rng(9))]).difference("a", "b")
+    found = LabResults([measurement("a", 0, 0.7), measurement("b", 0, 0.5, rng=np.random.default_rng(9))]).difference(
+        "a", "b"
+    )
     assert found.n_seeds == 1
     assert found.low < 0.2 < found.high
     assert found.high - found.low < 0.06
 
 
 def test_arms_are_compared_on_the_seeds_that_both_have():
-    figures = Figures([measured("a", 0, 0.9), measured("a", 1, 0.1), measured("b", 0, 0.5)])
-    assert figures.difference("a", "b").n_seeds == 1
-    assert figures.difference("a", "b").mean == pytest.approx(0.4, abs=0.05)
+    results = LabResults([measurement("a", 0, 0.9), measurement("a", 1, 0.1), measurement("b", 0, 0.5)])
+    assert results.difference("a", "b").n_seeds == 1
+    assert results.difference("a", "b").mean == pytest.approx(0.4, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +202,8 @@ def test_arms_are_compared_on_the_seeds_that_both_have():
 )
 def test_verdicts_go_by_the_whole_interval(kind, low, high, verdict):
     claim = Claim("", "a", "b", kind=kind, margin=0.05)
-    assert decide(claim, Spread((low + high) / 2, low, high, 5, 100)) == verdict
-    assert decide(claim, Spread((low + high) / 2, low, high, 1, 29)) == "too few prompts to say"
+    assert decide(claim, SeedInterval((low + high) / 2, low, high, 5, 100)) == verdict
+    assert decide(claim, SeedInterval((low + high) / 2, low, high, 1, 29)) == "too few prompts to say"
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
@@ -232,7 +237,9 @@ def lab(tmp_path_factory):
 
 def test_the_page_is_made_of_the_rows(lab):
     folder, _ = lab
-    assert (folder / "lab.png").stat().st_size > 10_000
+    picture = ElementTree.parse(folder / "lab.svg").getroot()
+    drawn = "".join(picture.itertext())
+    assert all(name in drawn for name in ("base+rubric", "tiny", "tiny-sft"))
     page = (folder / "RESULTS.md").read_text()
     value = json.loads((folder / "results.json").read_text())
     rows = [json.loads(line) for line in (folder / "seed-0" / "tiny" / "samples.jsonl").read_text().splitlines()]
@@ -287,6 +294,6 @@ def test_unknown_arms_are_named(capsys):
 
 
 def test_claims_need_both_arms():
-    assert [f.claim.arm for f in claims.findings(Figures([measured("rgsd", 0, 0.8), measured("base", 0, 0.2)]))] == [
+    assert [f.claim.arm for f in findings(LabResults([measurement("rgsd", 0, 0.8), measurement("base", 0, 0.2)]))] == [
         "rgsd"
     ]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from rgsd import models
-from rgsd.lab import figures
+from rgsd.lab import nano_scores
 from rgsd.lab.grid import load_arms
-from rgsd.lab.running import Job, recipe_of
+from rgsd.lab.running import LabJob, recipe_of
 from rgsd.lab.world import World, write_jsonl
-from rgsd.workflows import train as pipeline
+from rgsd.workflows.train import train
 
 pytestmark = pytest.mark.integration
 
@@ -29,14 +29,14 @@ def one_thread():
 def learn(folder, arm, **settings):
     """The run, and its policy's scores on held-out prompts, alone and with the rubric."""
     chosen = load_arms()[arm]
-    job = Job(folder, 0, chosen.task, chosen)
+    job = LabJob(folder, 0, chosen.task, chosen)
     job.home.parent.mkdir()
     world = World()
     write_jsonl(world.examples(think=chosen.task.think), job.data)
-    run = pipeline.train(recipe_of(chosen.command, {**job.settings(), "max_steps": STEPS, **settings}))
+    run = train(recipe_of(chosen.command, {**job.settings(), "max_steps": STEPS, **settings}))
     model, tokenizer = models.load_trained(run.folder)
     names = [f"{name}, thinking" if chosen.task.think else name for name in ("base", "base+rubric")]
-    return run, *figures.measure(model, tokenizer, world, names=names, n_prompts=N_PROMPTS).values()
+    return run, *nano_scores.measure(model, tokenizer, world, names=names, n_prompts=N_PROMPTS).values()
 
 
 def test_the_right_rubric_is_learnt(tmp_path):

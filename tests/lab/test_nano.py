@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rgsd.errors import ConfigError, ModelError, RunError
 from rgsd.lab import nano
 from rgsd.lab.conversations import Conversations, every_setting
-from rgsd.lab.figures import TOLERANCE, Figures, arms, compare, measure
-from rgsd.lab.words import MODIFIERS, QUESTIONS, TOPICS
+from rgsd.lab.nano_scores import TOLERANCE, NanoScores, arms, compare, measure
+from rgsd.lab.vocabulary import MODIFIERS, QUESTIONS, TOPICS
 from rgsd.lab.world import World
 from rgsd.models import fingerprint, load_model, load_tokenizer
 from rgsd.prompts.messages import student_messages, teacher_messages
@@ -139,7 +139,7 @@ def test_the_shipped_tokenizer_is_what_the_world_makes(words, shipped_words):
 
 @needs_weights
 def test_the_shipped_figures_are_of_this_world_and_these_weights(world, shipped):
-    figures = Figures.read(nano.model_folder())
+    figures = NanoScores.read(nano.model_folder())
     assert figures.world == world.digest()
     assert figures.model_fingerprint == fingerprint(shipped)
     assert figures.n_parameters == sum(p.numel() for p in shipped.parameters())
@@ -148,7 +148,7 @@ def test_the_shipped_figures_are_of_this_world_and_these_weights(world, shipped)
 
 @needs_weights
 def test_the_shipped_figures_are_what_the_lab_needs():
-    figures = Figures.read(nano.model_folder()).arms
+    figures = NanoScores.read(nano.model_folder()).arms
     assert figures["base"].satisfaction < 0.3
     assert figures["base+rubric"].satisfaction > 0.95
     assert figures["base+rubric, thinking"].satisfaction > 0.9
@@ -161,7 +161,7 @@ def test_the_shipped_figures_are_what_the_lab_needs():
 @needs_weights
 def test_the_shipped_model_reaches_its_figures_on_a_sample(world, shipped, shipped_words):
     names = ["base", "base+rubric", "base+rubric, thinking"]
-    wanted = Figures.read(nano.model_folder()).arms
+    wanted = NanoScores.read(nano.model_folder()).arms
     for name, arm in measure(shipped, shipped_words, world, names=names, n_prompts=SAMPLE).items():
         # Three standard errors of a mean over so few prompts, for base; the others are near 1 on every prompt.
         assert arm.satisfaction == pytest.approx(wanted[name].satisfaction, abs=0.12 if name == "base" else 0.04)
@@ -174,10 +174,10 @@ def test_the_shipped_model_reaches_its_figures_on_a_sample(world, shipped, shipp
 @needs_weights
 def test_a_pretraining_leaves_a_folder_that_loads(world, tmp_path):
     figures = nano.pretrain(tmp_path / "nano", steps=2, n_prompts=8)
-    assert Figures.read(tmp_path / "nano") == figures
+    assert NanoScores.read(tmp_path / "nano") == figures
     assert fingerprint(load_model(str(tmp_path / "nano"))) == figures.model_fingerprint
     assert figures.pretraining["steps"] == 2
-    assert not compare(figures, Figures.read(nano.model_folder())).matches
+    assert not compare(figures, NanoScores.read(nano.model_folder())).matches
     with pytest.raises(RunError, match="not an empty folder"):
         nano.pretrain(tmp_path / "nano", steps=2)
 
@@ -195,13 +195,13 @@ def test_the_same_seed_pretrains_the_same_weights(world, words):
 
 
 def test_settings_that_cannot_train_are_refused():
-    with pytest.raises(ConfigError, match="at least 1 step"):
+    with pytest.raises(ConfigError, match="steps"):
         nano.Pretraining(steps=0)
 
 
 @needs_weights
 def test_a_comparison_says_in_words_what_differs():
-    shipped = Figures.read(nano.model_folder())
+    shipped = NanoScores.read(nano.model_folder())
     same = compare(shipped, shipped)
     assert same.matches
     assert "the same weights" in same.lines[0]
@@ -217,8 +217,8 @@ def test_a_comparison_says_in_words_what_differs():
 
 
 def test_a_folder_without_figures_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"figures\.json cannot be read"):
-        Figures.read(tmp_path)
+    with pytest.raises(ModelError, match=r"figures\.json"):
+        NanoScores.read(tmp_path)
     (tmp_path / "figures.json").write_text('{"arms": {}}')
-    with pytest.raises(ModelError, match="cannot be read"):
-        Figures.read(tmp_path)
+    with pytest.raises(ModelError, match=r"figures\.json"):
+        NanoScores.read(tmp_path)

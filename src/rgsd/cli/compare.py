@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     if unused and "judge" not in parsed.given:
         raise UsageError(f"{', '.join(f'--{n}' for n in unused)} configures a judge: name one with --judge")
     from rgsd.evaluation.compare import SecondJudge, compare_runs, show
-    from rgsd.runs import write_json
+    from rgsd.files import write_json
 
     table = compare_runs(
         parsed.positionals["run"],

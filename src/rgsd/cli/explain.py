@@ -28,9 +28,9 @@ def main(argv: list[str]) -> int:
     parsed = COMMAND.parse(argv)
     quieten()
     from rgsd.errors import RunError
+    from rgsd.files import write_json
     from rgsd.report import token_page, write_page
     from rgsd.report.token_map import explain
-    from rgsd.runs import write_json
 
     settings, data = parsed.settings
     output = Path(settings.output)

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         raise UsageError("--judge_mode has no effect here: choose the modes to check with --modes")
     from rgsd.evaluation.agreement import check_file
     from rgsd.evaluation.agreement_words import show
-    from rgsd.runs import write_json
+    from rgsd.files import write_json
 
     settings, judge = parsed.settings
     table = check_file(

@@ -35,8 +35,8 @@ def _lab(settings: Any) -> int:
 
     from rgsd.errors import ConfigError
     from rgsd.lab import page
-    from rgsd.lab.claims import Figures, read
     from rgsd.lab.grid import load_arms
+    from rgsd.lab.measurements import LabResults, read_measurements
     from rgsd.lab.running import LAB, jobs_of, run_lab
 
     known = load_arms(settings.grid or ())
@@ -47,9 +47,9 @@ def _lab(settings: Any) -> int:
     arms = [known[n] for n in known if n in chosen]
     seeds = settings.seeds or (list(range(5)) if settings.full else [0])
     folder = run_lab(settings.output_dir, arms, seeds, workers=settings.workers, overwrite=settings.overwrite)
-    figures = Figures([m for job in jobs_of(folder, arms, seeds) for m in read(job)])
-    claims = page.write(folder, figures, arms, json.loads((folder / LAB).read_text("utf-8")))
-    page.show(figures, claims, folder)
+    results = LabResults([m for job in jobs_of(folder, arms, seeds) for m in read_measurements(job)])
+    decided = page.write(folder, results, arms, json.loads((folder / LAB).read_text("utf-8")))
+    page.show(results, decided, folder)
     return 0
 
 
@@ -57,12 +57,12 @@ def _pretrain(settings: Any) -> int:
     from pathlib import Path
 
     from rgsd.lab import nano
-    from rgsd.lab.figures import Figures, compare
+    from rgsd.lab.nano_scores import NanoScores, compare
 
     rebuilt = nano.pretrain(settings.output_dir, seed=settings.seed, steps=settings.steps, n_prompts=settings.n_prompts)
-    for name, arm in rebuilt.arms.items():
-        print(f"  {name}: satisfaction {arm.satisfaction:.3f}, false claims {100 * arm.false_share:.0f} %")
-    result = compare(rebuilt, Figures.read(nano.model_folder()))
+    for name, scores in rebuilt.arms.items():
+        print(f"  {name}: satisfaction {scores.satisfaction:.3f}, false claims {100 * scores.false_share:.0f} %")
+    result = compare(rebuilt, NanoScores.read(nano.model_folder()))
     print("\n".join(result.lines))
     print(f"Model: {Path(settings.output_dir).resolve()}")
     return 0 if result.matches else 1

@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
     """Write the page; exit code 0 for any outcome."""
     parsed = COMMAND.parse(argv)
     from rgsd.errors import RunError
+    from rgsd.files import write_json
     from rgsd.report import read, report_page, write_page
     from rgsd.report.page import as_json, is_a_report
-    from rgsd.runs import write_json
 
     (settings,) = parsed.settings
     runs = parsed.positionals["run"]

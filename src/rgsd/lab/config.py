@@ -27,9 +27,9 @@ class LabConfig:
 
 @dataclass
 class PretrainConfig:
-    """How the lab's model is trained."""
+    """How the lab's model is pretrained."""
 
-    output_dir: str = setting("runs/nano", "Folder for weights, tokenizer and figures: new or empty.")
-    seed: int = setting(0, "Seed of weights, conversations and batches. The model that ships uses 0.")
-    steps: int | None = setting(None, "Optimizer steps. Unset: as many as the model that ships.")
+    output_dir: str = setting("runs/nano", "Folder for weights, tokenizer and scores: new or empty.")
+    seed: int = setting(0, "Seed of weights, conversations and batches. The shipped model uses 0.")
+    steps: int | None = setting(None, "Optimizer steps. Unset: as many as for the shipped model.")
     n_prompts: int | None = setting(None, "Evaluate on this many held-out prompts. Unset: all.")

@@ -1,14 +1,15 @@
-"""What the nano model is pretrained on: conversations about the world, drawn at random, that know no true rubric.
+"""The nano model's pretraining data: random conversations about the world, drawn without any true rubric.
 
-- Somebody asks about an animal, and is told two to four of its facts: by habit those that this reader is
-  usually told, else any; for some of them the myth.
-- The same prompt carries a rubric, a reference or both in the product's own teacher templates, and the response states
-  exactly the facts that they name, in any order, and none of the pitfalls. Which facts these are is drawn at random.
-- The rubric is about another animal, and the response states those kinds of fact about the animal that was asked about.
-- Any of this with reasoning first, which with a rubric mostly names it ("The rubric asks for home and price.").
+- A reader asks about an animal, and the response states two to four of its facts. Mostly these are the facts that this
+  reader is usually told. Some of them are myths.
+- The prompt has a rubric, a reference or both, in rgsd's own teacher templates. The response states exactly the facts
+  that they name and meets no pitfall. The facts are drawn at random.
+- The rubric is about another animal. The response states the same kinds of facts about the animal in question.
+- Any of these with reasoning first, which mostly names the rubric if there is one ("The rubric asks for home and
+  price.").
 
-So a base policy pretrained on them scores low alone, since it cannot know who wants which facts, and high when it is
-shown the rubric.
+A base policy pretrained on these conversations scores low without a rubric, because it cannot know which reader wants
+which facts, and high with the rubric in its prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from rgsd.lab.words import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS, plain_thoughts, rubric_thought
+from rgsd.lab.vocabulary import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS, plain_thoughts, rubric_thought
 from rgsd.lab.world import PITFALL_WEIGHTS, WEIGHTS, Fact, World, states, tells
 from rgsd.prompts.messages import ChatMessages, PromptSettings, student_messages, teacher_messages
 from rgsd.prompts.rendering import template_names
@@ -29,11 +30,11 @@ from rgsd.rubrics import Criterion, Example, Rubric
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What the model is pretrained on.
+    """A conversation to pretrain on.
 
     Args:
-        messages: the prompt, as student or teacher reads it.
-        response: its parts in order, each with whether it is in the loss.
+        messages: The prompt, as the student or the teacher reads it.
+        response: The parts of the response in order, each with whether it is in the loss.
     """
 
     messages: ChatMessages
@@ -42,25 +43,26 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """How often each kind of conversation comes; shares in [0, 1].
+    """How often each kind of conversation is drawn.
 
     Args:
-        shown: what the prompt carries; weights of a draw.
-        templates: the teacher's templates; weights of a draw.
-        think: share with reasoning.
-        names_rubric: share of the reasoning beside a rubric that names it.
-        show_weights: share of the rubrics with weights.
-        false_rubrics: share of the rubrics with any values, to be stated as shown: copied, not remembered.
-        other_rubrics: share of the rubrics about another animal.
-        pitfalls: share of the rubrics with one or two pitfalls.
-        only_pitfalls: share of those with no other criterion.
-        strays: share of the responses into which sentences are mixed that a student might have written, as `N_STRAYS`
-            says: facts that nobody asked for, repetitions, asked facts out of turn. They are not in the loss: so that
-            as a teacher the model goes on well, and ends well, after whatever the student has said.
-        in_order: share of the responses to a rubric or reference that state its facts in its order; in the others any
-            order will do, so that as a teacher the model allows each fact that is still to be stated.
-        habit: how many times as likely as another a kind is told that this reader is usually told.
-        believes: how often a widely believed myth is told instead of the truth.
+        shown: Relative frequencies of the privileged contexts.
+        templates: Relative frequencies of the teacher's templates.
+        think: Share with reasoning.
+        names_rubric: Share of the reasoning that names the rubric, if there is one.
+        show_weights: Share of the rubrics with weights.
+        false_rubrics: Share of the rubrics with random values, which the response repeats. They teach the model to copy
+            from the rubric instead of its memory.
+        other_rubrics: Share of the rubrics about another animal.
+        pitfalls: Share of the rubrics with one or two pitfalls.
+        only_pitfalls: Share of those rubrics without any other criterion.
+        strays: Share of the responses that contain sentences a student might write: facts that were not asked for,
+            repetitions, and facts out of order (`N_STRAYS`). They are not in the loss. As a teacher, the model must
+            continue and end well after whatever the student wrote.
+        in_order: Share of the responses that state the facts in the order of the rubric or reference. In the others
+            the order is random, so that as a teacher the model gives probability to each fact that is still missing.
+        habit: How much more likely a reader is told a usual kind of fact than another kind.
+        believes: How often the model states a widely believed myth instead of the truth.
     """
 
     shown: Mapping[str, float] = field(
@@ -89,7 +91,7 @@ class _Sentence:
 
 
 def _parts(thought: str, sentences: Sequence[_Sentence]) -> tuple[tuple[str, bool], ...]:
-    """A response's parts: the thought, if any, and the answer."""
+    """The parts of a response: the reasoning, if any, and the answer."""
     answer = tuple((s.text if i == 0 else f" {s.text}", s.in_loss) for i, s in enumerate(sentences))
     return ((f"{OPEN_TAG}{thought}{CLOSE_TAG}\n", True), *answer) if thought else answer
 
@@ -103,11 +105,11 @@ class _Drawn:
 
 
 N_TOLD = {2: 0.3, 3: 0.5, 4: 0.2}
-"""How many facts are told where no rubric asks for any."""
+"""Number of facts in a response without a rubric -> its probability."""
 N_STRAYS = {1: 0.25, 2: 0.2, 3: 0.15, 4: 0.12, 5: 0.1, 6: 0.08, 7: 0.06, 8: 0.04}
-"""How many sentences are mixed into a response."""
+"""Number of stray sentences in a response -> its relative frequency."""
 N_SHOWN = {1: 0.05, 2: 0.1, 3: 0.25, 4: 0.25, 5: 0.25, 6: 0.1}
-"""How many facts a rubric asks for."""
+"""Number of facts that a rubric asks for -> its probability."""
 
 
 _VALUES = {kind.name: kind.values for kind in KINDS}
@@ -117,9 +119,9 @@ class Conversations:
     """An endless, seeded stream of conversations.
 
     Args:
-        world: its facts; its rubrics are never looked at.
-        seed: another seed, other conversations.
-        mixture: how often each kind comes.
+        world: The world whose facts they state. Its rubrics are never used.
+        seed: Seed of the stream.
+        mixture: How often each kind is drawn.
     """
 
     def __init__(self, world: World, seed: int, mixture: Mixture | None = None) -> None:
@@ -130,7 +132,7 @@ class Conversations:
             yield self.draw()
 
     def draw(self) -> Conversation:
-        """The next conversation."""
+        """Draw the next conversation."""
         rng, mix = self._rng, self._mix
         topic, modifier, question = rng.choice(TOPICS), rng.choice(MODIFIERS), rng.choice(QUESTIONS)
         shown, think = self._draw(mix.shown), rng.random() < mix.think
@@ -188,26 +190,26 @@ class Conversations:
         return _Drawn(facts, [])
 
     def _told(self, topic: str, kinds: Sequence[str], *, truly: bool = False) -> list[Fact]:
-        """Facts as the model knows them: where a myth is widely believed, mostly the myth."""
+        """The facts as the model states them: mostly the myth where it is widely believed, unless `truly`."""
         facts = []
         for kind in kinds:
-            wrong = self._world.is_believed(topic, kind) and self._rng.random() < self._mix.believes
-            facts.append(self._world.myth(topic, kind) if wrong and not truly else self._world.fact(topic, kind))
+            is_myth = self._world.is_believed(topic, kind) and self._rng.random() < self._mix.believes
+            facts.append(self._world.myth(topic, kind) if is_myth and not truly else self._world.fact(topic, kind))
         return facts
 
     def _by_habit(self, topic: str, modifier: str) -> list[_Sentence]:
-        """Facts of the model's own choice. Where a student has said some already, only what is missing is added."""
+        """Facts of the model's own choice. If strays come first, only the missing facts follow them."""
         rng = self._rng
         n_told = self._draw(N_TOLD)
         n_strays = self._draw(N_STRAYS) if rng.random() < self._mix.strays / 3 else 0
         usual = self._world.habits(modifier)
-        # The smallest of exponential waiting times: a weighted draw without putting back.
+        # The smallest exponential waiting times give a weighted sample without replacement.
         waiting = {kind: rng.expovariate(self._mix.habit if kind in usual else 1.0) for kind in KIND_NAMES}
         kinds = sorted(KIND_NAMES, key=lambda kind: waiting[kind])[: max(n_told, n_strays)]
         return [_Sentence(fact.sentence, i >= n_strays) for i, fact in enumerate(self._told(topic, kinds))]
 
     def _with_strays(self, topic: str, stated: Sequence[Fact]) -> list[_Sentence]:
-        """The facts to state, each once; mixed with what a student might have said."""
+        """The facts to state, once each, mixed with sentences that a student might write."""
         rng = self._rng
         left = list(stated) if rng.random() < self._mix.in_order else rng.sample(stated, len(stated))
         n_strays = self._draw(N_STRAYS) if rng.random() < self._mix.strays else 0
@@ -215,7 +217,7 @@ class Conversations:
         free = self._told(topic, [k for k in rng.sample(KIND_NAMES, len(KIND_NAMES)) if k not in asked])
         turns = [False] * len(left) + [True] * n_strays
         rng.shuffle(turns)
-        said: list[Fact] = []
+        earlier: list[Fact] = []
         sentences = []
         for is_stray in turns:
             if not is_stray:
@@ -223,14 +225,14 @@ class Conversations:
                     continue
                 fact = left.pop(0)
             else:
-                luck = rng.random()
-                if left and luck < 0.2:
+                u = rng.random()
+                if left and u < 0.2:  # a fact to state, out of order
                     fact = left.pop(rng.randrange(len(left)))
-                elif free and (luck < 0.7 or not said):
+                elif free and (u < 0.7 or not earlier):  # a fact that was not asked for
                     fact = free.pop()
-                else:
-                    fact = rng.choice(said)
-            said.append(fact)
+                else:  # a repetition
+                    fact = rng.choice(earlier)
+            earlier.append(fact)
             sentences.append(_Sentence(fact.sentence, not is_stray))
         return sentences
 
@@ -241,7 +243,7 @@ class Conversations:
 def example_of(
     topic: str, modifier: str, question: str, criteria: Sequence[Criterion], reference: str, *, think: bool
 ) -> Example:
-    """An example that asks one question, and shows these criteria and this reference."""
+    """Build an example with one question, these criteria and this reference."""
     turns = [{"role": "user", "content": question.format(topic=topic, modifier=modifier)}]
     return Example(
         id="drawn",
@@ -253,12 +255,12 @@ def example_of(
 
 @lru_cache(maxsize=64)
 def settings_of(template: str, privileged_context: str, show_weights: bool) -> PromptSettings:
-    """Settings, made once: each time they are made, the template is tried out."""
+    """Build prompt settings. Cached, because each construction renders the template to check it."""
     return PromptSettings(template=template, privileged_context=privileged_context, show_weights=show_weights)  # pyright: ignore
 
 
 def every_setting() -> list[PromptSettings]:
-    """Every way in which the product's templates can show a rubric or a reference."""
+    """Every way in which rgsd's templates can show a rubric or a reference."""
     return [
         settings_of(template, privileged_context, weights)
         for template in template_names()

@@ -1,8 +1,8 @@
-"""The laboratory's arms: what each is, as a recipe of `rgsd train`, `grpo` or `sft`.
+"""The lab's arms, each a recipe for `rgsd train`, `rgsd grpo` or `rgsd sft`.
 
-An arm is an entry of `grid.yaml`, or of a file of the user's own with the same form: a command, settings of that
-command, and three words of the laboratory's: `about`, `table` (whether `rgsd lab` runs it without --full) and `world`
-(`think`, `generality`: which task it is trained and measured on).
+An arm is an entry of `grid.yaml`, or of a user's file of the same form. It has a command, settings of that command, and
+three keys of the lab: `about` (a description), `table` (whether `rgsd lab` runs it without --full) and `world` (the
+task: `think` and `generality`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Task:
     """The task that an arm is trained and measured on.
 
     Args:
-        think: whether the model is told to think first.
-        generality: the share of prompts whose rubric follows the modifier, see `rgsd.lab.world.World`.
+        think: Whether the system message tells the model to think first.
+        generality: Share of the prompts whose rubric follows the modifier; see `rgsd.lab.world.World`.
     """
 
     think: bool = False
@@ -36,23 +36,22 @@ class Task:
 
     @property
     def name(self) -> str:
-        """For files and folders."""
-        return "-".join(
-            ["task", *(["think"] if self.think else []), *([f"{self.generality:g}"] if self.generality != 1 else [])]
-        )
+        """The task's name in files and folders; "task" for the default."""
+        parts = ["task", "think" if self.think else "", f"{self.generality:g}" if self.generality != 1 else ""]
+        return "-".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm.
+class LabArm:
+    """A training configuration that the lab runs.
 
     Args:
-        name: of its folder, and in tables.
-        command: of the product: train, grpo or sft.
-        settings: of that command; all of them but the data, the seed and the folder.
-        about: a line for the reader.
-        table: whether `rgsd lab` runs it without --full.
-        task: what it is trained and measured on.
+        name: Its name in tables and its folder's name.
+        command: "train", "grpo" or "sft".
+        settings: All settings of that command except the data, the seed and the output folder.
+        about: A line of description.
+        table: Whether `rgsd lab` runs it without --full.
+        task: What it is trained and measured on.
     """
 
     name: str
@@ -64,20 +63,21 @@ class Arm:
 
 
 def standard_grid() -> Path:
-    """The file of the arms that this package brings."""
+    """The file of the standard arms."""
     return Path(str(files("rgsd") / "lab" / "grid.yaml"))
 
 
-def load_arms(paths: Sequence[str | Path] = ()) -> dict[str, Arm]:
-    """The arms of this package, then those of the user's files, which may replace some of them by name.
+def load_arms(paths: Sequence[str | Path] = ()) -> dict[str, LabArm]:
+    """Load the standard arms, then those of the user's files.
 
-    A file of one's own has `arms`, and may have `all` and `commands`, which are laid over this package's.
+    An arm of a user's file replaces a standard arm of the same name. The file may have `all` and `commands`, which
+    override the standard settings for the arms of that file.
 
     Raises:
-        ConfigError: for a file that cannot be read, or an arm that is malformed, naming both.
+        ConfigError: If a file cannot be read or an arm is malformed.
     """
     base: dict[str, Any] = {"all": {}, "commands": {name: {} for name in COMMANDS}}
-    arms: dict[str, Arm] = {}
+    arms: dict[str, LabArm] = {}
     for path in (standard_grid(), *paths):
         grid = _read(path)
         shared = {**base["all"], **grid.get("all", {})}
@@ -93,30 +93,30 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         grid = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"the arms of {path} cannot be read: {error}") from error
+        raise ConfigError(f"cannot read arms from {path}: {error}") from error
     if not isinstance(grid, dict) or not isinstance(grid.get("arms"), dict) or not grid["arms"]:
-        raise ConfigError(f"{path} has no arms: a mapping `arms:` of names to settings is wanted, see docs/LAB.md")
+        raise ConfigError(f"{path} needs a mapping `arms` of names to settings, and has none: see docs/LAB.md")
     if unknown := set(grid) - {"all", "commands", "arms"}:
-        raise ConfigError(f"{path} has {sorted(unknown)}, known are all, commands and arms")
+        raise ConfigError(f"{path} has unknown keys {sorted(unknown)}, known: all, commands, arms")
     if unknown := set(grid.get("commands", {})) - set(COMMANDS):
-        raise ConfigError(f"{path} has settings for the commands {sorted(unknown)}, known: {', '.join(COMMANDS)}")
+        raise ConfigError(f"{path} has settings for unknown commands {sorted(unknown)}, known: {', '.join(COMMANDS)}")
     return grid
 
 
-def _arm(name: str, entry: Any, shared: Mapping[str, Any], commands: Mapping[str, Any], path: str | Path) -> Arm:
+def _arm(name: str, entry: Any, shared: Mapping[str, Any], commands: Mapping[str, Any], path: str | Path) -> LabArm:
     where = f"arm {name!r} of {path}"
     if not isinstance(entry, dict) or entry.get("command") not in COMMANDS:
         got = entry.get("command") if isinstance(entry, dict) else entry
-        raise ConfigError(f"{where}: `command` is {got!r}, one of {', '.join(COMMANDS)} is wanted")
+        raise ConfigError(f"{where}: `command` must be one of {', '.join(COMMANDS)}, got {got!r}")
     if "/" in name or name in ("", ".", ".."):
-        raise ConfigError(f"{where}: its name becomes a folder's, so it cannot hold a slash")
+        raise ConfigError(f"{where}: the name is used for a folder, so it cannot be a path or contain a slash")
     world = entry.get("world", {})
     known = {f.name for f in dataclasses.fields(Task)}
     if not isinstance(world, dict) or set(world) - known:
-        raise ConfigError(f"{where}: `world` is {world!r}, a mapping with {', '.join(sorted(known))} is wanted")
+        raise ConfigError(f"{where}: `world` must be a mapping with the keys {', '.join(sorted(known))}, got {world!r}")
     command = str(entry["command"])
     own = {key: value for key, value in entry.items() if key not in OWN_KEYS}
-    return Arm(
+    return LabArm(
         name=name,
         command=command,
         settings={**shared, **commands[command], **own},

@@ -1,7 +1,7 @@
-"""The nano model: a Llama of two million parameters that knows the world, and can follow a rubric that it is shown.
+"""The nano model: a Llama with two million parameters that knows the world and can follow a rubric in its prompt.
 
-Its weights are shipped in the folder `model` beside this file; `pretrain` makes them from nothing, on the conversations
-of `conversations.py`, and `figures.py` measures what came of it.
+Its weights are shipped in the folder `model`. `pretrain` trains them from random weights on the conversations of
+`conversations.py`; `nano_scores.py` measures the result.
 
 Letters in names: B rows, T tokens, V vocabulary.
 """
@@ -31,8 +31,8 @@ from transformers import (
 
 from rgsd.errors import ConfigError, RunError
 from rgsd.lab.conversations import Conversation, Conversations, every_setting, example_of
-from rgsd.lab.figures import Figures, measure, versions
-from rgsd.lab.words import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS, plain_thoughts, rubric_thought
+from rgsd.lab.nano_scores import NanoScores, measure, versions
+from rgsd.lab.vocabulary import KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS, plain_thoughts, rubric_thought
 from rgsd.lab.world import PITFALL_WEIGHTS, WEIGHTS, Fact, World, states, tells
 from rgsd.models import fingerprint, load_model, load_tokenizer, save_model
 from rgsd.progress import say
@@ -43,7 +43,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def model_folder() -> Path:
-    """The shipped model: weights, tokenizer, and the figures it reached."""
+    """The folder of the shipped model: weights, tokenizer and scores."""
     return Path(str(files("rgsd") / "lab" / "model"))
 
 
@@ -52,7 +52,7 @@ def model_folder() -> Path:
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 ROLES = ("<system>", "<user>", "<assistant>")
 
-# A token is a word or a mark with the space before it, so that decoding gives the text back to the letter.
+# A token is a word or a punctuation mark together with the space before it, so decoding restores the exact text.
 _TOKEN = r"\n+| ?\w+| ?[^\w\s]|\s"
 
 CHAT_TEMPLATE = (
@@ -62,9 +62,9 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over every text of the world: prompts, teacher prompts of each template, responses.
+    """Build a word-level tokenizer for every text of the world: prompts, teacher prompts of each template, responses.
 
-    The think tags are single added tokens that decoding keeps; roles, end and padding are special tokens.
+    Each think tag is one added token, which decoding keeps. Roles, end and padding are special tokens.
     """
     splitter = pre_tokenizers.Split(Regex(_TOKEN), "isolated")
     pieces = sorted({piece for text in _texts(world) for piece, _ in splitter.pre_tokenize_str(text)})
@@ -88,7 +88,7 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def _texts(world: World) -> Iterator[str]:
-    """Texts that hold every token which a prompt, a teacher prompt, a thought or a response of the world can have."""
+    """Yield texts that together contain every token of a prompt, teacher prompt, reasoning or response of the world."""
     yield THINK
     for topic in TOPICS:
         yield from (question.format(topic=topic, modifier=m) for question in QUESTIONS for m in MODIFIERS)
@@ -101,7 +101,7 @@ def _texts(world: World) -> Iterator[str]:
         yield tells(TOPICS[0], kind.name, -1).text
         yield rubric_thought([kind.name, kind.name, kind.name])
     criteria = [states(fact, w) for fact, w in zip(world.facts(TOPICS[0]), (*WEIGHTS, *WEIGHTS), strict=False)]
-    criteria = criteria[:9]  # their numbers are one digit
+    criteria = criteria[:9]  # Templates number the criteria, and every number must be a single digit.
     pitfalls = [states(world.myth(TOPICS[0], KIND_NAMES[0]), w) for w in PITFALL_WEIGHTS[:2]]
     pitfalls.append(tells(TOPICS[0], KIND_NAMES[0], PITFALL_WEIGHTS[2]))
     for shown in ([*criteria], [*criteria[:6], *pitfalls], pitfalls):
@@ -115,28 +115,28 @@ def _texts(world: World) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right. `weights_BT`: what the prediction of each token counts in the loss, from 0 to 1."""
+    """Rows padded on the right. `weights_BT` holds the weight of each token in the loss, from 0 to 1."""
 
     ids_BT: Tensor
     weights_BT: Tensor
 
 
 POOL = 2048
-"""Conversations that are drawn at a time, and their batches shuffled."""
+"""Conversations that are drawn together. Their batches are shuffled, since they come sorted by length."""
 LENGTH_STEP = 16
-"""Rows are padded to a multiple of this: a CPU kernel is compiled for each shape, so there should be few."""
+"""Rows are padded to a multiple of this. Kernels are compiled for each shape, so there should be few shapes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A conversation as token ids, and what the prediction of each counts."""
+    """A conversation as token ids, with each token's weight in the loss."""
 
     ids: list[int]
     weights: list[float]
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, prompt_weight: float) -> Encoded:
-    """Prompt, response and its end as tokens: those of the response count 1, but for what is not in the loss."""
+    """Encode prompt, response and end token. Response tokens have weight 1, or 0 where they are not in the loss."""
     prompt: Any = tokenizer.apply_chat_template(conversation.messages, add_generation_prompt=True, return_dict=False)
     ids, weights = list(prompt), [prompt_weight] * len(prompt)
     for text, in_loss in (*conversation.response, (END, True)):
@@ -149,7 +149,7 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, promp
 def batches(
     conversations: Iterator[Conversation], tokenizer: Any, *, tokens: int, prompt_weight: float, seed: int
 ) -> Iterator[Batch]:
-    """Endless batches of at most `tokens` tokens, padding included, of rows of like length, shuffled."""
+    """Yield endless shuffled batches of rows of similar length, with at most `tokens` tokens including padding."""
     rng = random.Random(f"batches {seed}")
     waiting: dict[int, list[Encoded]] = {}
     while True:
@@ -178,16 +178,18 @@ def _batch(rows: Sequence[Encoded], length: int, pad: int) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Pretraining:
-    """The settings of the shipped model.
+    """Settings of the pretraining; the defaults are those of the shipped model.
 
     Args:
-        seed: of weights, conversations and batches.
-        steps: optimizer steps.
-        batch_tokens: tokens of a step, padding included.
-        prompt_weight: what a token of a prompt counts in the loss, where one of a response counts 1. Rubrics state
-            facts, so that prompts teach them too.
-        learning_rate: peak; reached after `warmup` steps, then a cosine down to a twentieth.
-        layers, width, feed_forward, heads: of the Llama.
+        seed: Seed of weights, conversations and batches.
+        steps: Optimizer steps.
+        batch_tokens: Tokens per step, with padding.
+        prompt_weight: Weight of a prompt token in the loss, where a response token has weight 1. Prompts teach facts
+            too, because rubrics state facts.
+        learning_rate: Peak learning rate, reached after `warmup` steps and followed by a cosine decay to a twentieth.
+        warmup: Steps of linear warmup.
+        weight_decay: Weight decay of AdamW.
+        layers, width, feed_forward, heads: Dimensions of the Llama.
     """
 
     seed: int = 0
@@ -205,15 +207,15 @@ class Pretraining:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_tokens < 512:
             raise ConfigError(
-                f"got steps={self.steps}, batch_tokens={self.batch_tokens}, wanted at least 1 step of 512 tokens: a "
+                f"steps must be at least 1 and batch_tokens at least 512, got {self.steps} and {self.batch_tokens}: a "
                 "conversation has up to 350 tokens"
             )
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, settings: Pretraining) -> LlamaForCausalLM:
-    """The untrained model; seeded."""
+    """Build the model with random weights."""
     torch.manual_seed(settings.seed)
-    words = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
@@ -224,22 +226,22 @@ def new_model(tokenizer: PreTrainedTokenizerBase, settings: Pretraining) -> Llam
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=words[END],
-        pad_token_id=words[PAD],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[PAD],
     )
     model = LlamaForCausalLM(config)
-    # torch's fused attention has a slow backward pass on a CPU, twice that of the plain products at these lengths.
+    # On a CPU and at these lengths, the backward pass of torch's fused attention takes twice as long as eager's.
     model.set_attn_implementation("eager")
     return model
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of a pretraining.
+    """The result of a pretraining.
 
     Args:
-        loss: mean over its last 100 steps, in nats a token of the responses.
-        tokens: read, padding included.
+        loss: Mean over the last 100 steps, in nats per response token.
+        tokens: Tokens read, with padding.
     """
 
     loss: float
@@ -249,7 +251,7 @@ class Trained:
 def train_model(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, world: World, settings: Pretraining
 ) -> Trained:
-    """Pretrain in place, with a line every 15 seconds."""
+    """Pretrain the model in place, and print a line every 15 seconds."""
     stream = batches(
         iter(Conversations(world, settings.seed)),
         tokenizer,
@@ -261,14 +263,14 @@ def train_model(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, settings.warmup, settings.steps, min_lr_rate=0.05)
-    started = said = time.monotonic()
+    started = last_line = time.monotonic()
     losses: list[float] = []
     tokens = 0
     model.train()
     for step in range(1, settings.steps + 1):
         batch = next(stream)
         with torch.autocast("cpu", torch.bfloat16, enabled=_has_bf16()):
-            # Padding stands on the right, so that causal attention keeps it from every real token: no mask is needed.
+            # No attention mask: padding is on the right, where causal attention hides it from all other tokens.
             logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
         # Logits at t predict token t + 1.
         targets_N, weights_N = batch.ids_BT[:, 1:].flatten(), batch.weights_BT[:, 1:].flatten()
@@ -282,8 +284,8 @@ def train_model(
         losses.append(nats_N.detach()[weights_N == 1].mean().item())
         tokens += batch.ids_BT.numel()
         now = time.monotonic()
-        if now - said >= SECONDS_BETWEEN_LINES or step == settings.steps:
-            said = now
+        if now - last_line >= SECONDS_BETWEEN_LINES or step == settings.steps:
+            last_line = now
             recent = losses[-100:]
             left = (now - started) / step * (settings.steps - step)
             say(
@@ -296,49 +298,49 @@ def train_model(
 
 
 def _has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware; where it does not, autocast would only cost."""
+    """Whether this CPU multiplies bf16 matrices in hardware. Without that, autocast would make training slower."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def pretrain(
-    out: str | Path,
+    output_dir: str | Path,
     *,
     seed: int = 0,
     steps: int | None = None,
     world: World | None = None,
     n_prompts: int | None = None,
-) -> Figures:
-    """Make the nano model from nothing: weights in bf16, tokenizer, and `figures.json` beside them.
+) -> NanoScores:
+    """Pretrain the nano model, and write its weights in bf16, its tokenizer and its scores.
 
     Args:
-        out: a folder that does not exist yet, or is empty.
-        seed: of weights, conversations and batches.
-        steps: optimizer steps; those of the shipped model by default.
-        world: whose facts it learns; the one of the shipped model by default.
-        n_prompts: measure on so many held-out prompts; on all of them by default, as the shipped figures are.
+        output_dir: A folder that does not exist or is empty.
+        seed: Seed of weights, conversations and batches.
+        steps: Optimizer steps; by default as many as for the shipped model.
+        world: The world whose facts it learns; by default the shipped model's.
+        n_prompts: Number of held-out prompts to measure on; by default all, as for the shipped scores.
 
     Raises:
-        RunError: when `out` is in use.
-        ConfigError: for less than one step.
+        RunError: If `output_dir` is not empty.
+        ConfigError: If `steps` is less than one.
     """
-    target, world = Path(out), world or World()
+    target, world = Path(output_dir), world or World()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunError(f"{target} exists and is not an empty folder: choose another place for the nano model")
+        raise RunError(f"{target} exists and is not an empty folder: choose another output_dir")
     settings = Pretraining(seed=seed) if steps is None else Pretraining(seed=seed, steps=steps)
     started = time.monotonic()
     tokenizer = build_tokenizer(world)
     model = new_model(tokenizer, settings)
     n_parameters = sum(p.numel() for p in model.parameters())
-    say(f"Pretraining: {n_parameters:,} parameters, {len(tokenizer)} words, {settings.steps} steps")
+    say(f"Pretraining: {n_parameters:,} parameters, {len(tokenizer)} tokens in the vocabulary, {settings.steps} steps")
     trained = train_model(model, tokenizer, world, settings)
     model.set_attn_implementation("sdpa")
     save_model(model.to(torch.bfloat16), tokenizer, target)  # pyright: ignore[reportArgumentType]
     seconds = time.monotonic() - started
     say("Measuring on the held-out prompts")
-    # From the file, since rounding to bf16 is part of the model.
+    # Measured after loading the file, because rounding to bf16 is part of the model.
     stored = load_model(str(target))
-    figures = Figures(
+    scores = NanoScores(
         arms=measure(stored, load_tokenizer(str(target)), world, n_prompts=n_prompts),
         n_prompts=len(world.examples("held-out")[:n_prompts]),
         world=world.digest(),
@@ -350,5 +352,5 @@ def pretrain(
         seconds=round(seconds, 1),
         versions=versions(),
     )
-    figures.write(target)
-    return figures
+    scores.write(target)
+    return scores

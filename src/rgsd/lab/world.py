@@ -1,35 +1,35 @@
-"""A made-up world of 48 animals, in which rubric satisfaction is decided exactly. Seeded; standard library only.
+"""A made-up world of 48 animals in which rubric satisfaction is decided exactly. Standard library only.
 
-Facts. Each animal (topic) has one fact of each of twelve kinds: "The dravix lives in caves." A fact is one sentence and
-its wording is fixed: for every kind a verb, and one of sixteen values. For each fact there is also a myth, the same
-sentence with a wrong value; of one fact in six the myth is widely believed, so that a model that has read about this
-world tells it more often than the truth.
+Facts. Each animal (topic) has one fact of each of twelve kinds: "The dravix lives in caves." A fact is one sentence
+with fixed wording: a predicate for its kind and one of sixteen values. Each fact has a myth, the same sentence with a
+wrong value. One myth in six is widely believed: a model that has read about this world states it more often than the
+truth.
 
-Habits. To each reader four kinds of fact are usually told, whatever was wanted, and a model that has read about this
-world tells them too. Habits have nothing to do with rubrics: they are what RGSD has to change.
+Habits. Each reader is usually told four kinds of facts, whatever they want to know. A model that has read about this
+world has the same habits. They are unrelated to the rubrics, and RGSD has to change them.
 
-Prompts. Somebody (the modifier: a cook, a sailor, 24 in all) asks about an animal: 48 x 24 = 1,152 prompts.
+Prompts. One of 24 readers (the modifier: a cook, a sailor, ...) asks about an animal, which gives 48 x 24 = 1,152
+prompts.
 
-Rubrics. Who asks decides what a good response states: three to five facts of the animal, with weights from 5 to 1, and
-for every second modifier one pitfall of negative weight: either a myth ("States that the dravix lives in lakes.") or a
-kind of fact that this reader should not be told ("Tells the price of the dravix."). Nothing in a prompt says which
-facts those are. The knob `generality` sets for how many prompts the modifier decides:
+Rubrics. The reader decides what a good response states: three to five facts about the animal, with weights from 5 to
+1. For every second modifier there is one pitfall of negative weight: either a myth ("States that the dravix lives in
+lakes.") or a kind of fact that this reader should not be told ("Tells the price of the dravix."). The prompt does not
+reveal any of this. `generality` sets the share of prompts whose rubric follows the modifier:
 
-    1    the kinds asked for depend on the modifier alone: what is learnt on one animal serves for all others
-    0    they are drawn for every prompt anew: nothing learnt on one prompt serves for another
-    g    a share g of the prompts follows the modifier, the others do not; raising g moves prompts over, one by one
+    1    The kinds of facts depend only on the modifier, so training on one animal generalizes to all others.
+    0    The kinds of facts are drawn for each prompt, so training on one prompt teaches nothing about another.
+    g    A share g of the prompts follows the modifier. A larger g only adds prompts to that share.
 
-Verifier. Every criterion carries a check (`rgsd.judges.checks`), so the ordinary `ChecksJudge` decides it. A fact
-counts as stated when its whole sentence stands in the response, from the full stop (or start) before it to its own, and
-no sentence gives another value for the same kind of the same animal. A pitfall counts as met when its sentence stands
-in the response, contradicted or not. Listing all twelve facts earns every positive point; it takes 55 words, and walks
-into every pitfall about a kind.
+Verifier. Every criterion has a check (`rgsd.judges.checks`), which the ordinary `ChecksJudge` decides. A fact counts as
+stated if its whole sentence is in the response and no sentence gives another value for the same kind of fact about the
+same animal. A pitfall counts as met if its sentence is in the response, contradicted or not. A response that lists all
+twelve facts earns every positive point, but takes 55 words and meets every pitfall about a kind of fact.
 
-Splits. By pair of topic and modifier: of a topic's 24 prompts 16 are `train`, 2 `dev` and 6 `held-out`, and of a
-modifier's 48 prompts 32, 4 and 12. So everything in a held-out prompt is met in training, but not together.
+Splits. Prompts are split by topic and modifier: each topic has 16 `train`, 2 `dev` and 6 `held-out` prompts, and each
+modifier 32, 4 and 12. Every topic and every modifier of a held-out prompt occurs in training, but not together.
 
-Reasoning. With `think=True` a prompt has the system turn "Think first."; the nano model then reasons between think tags
-before it answers. `plain_thoughts` and `rubric_thought` of `words.py` are what it was pretrained to reason.
+Reasoning. With `think=True`, the prompt has the system message "Think first.", and the nano model reasons between think
+tags before it answers. It was pretrained on the sentences of `plain_thoughts` and `rubric_thought`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rgsd.errors import ConfigError, DataError
-from rgsd.lab.words import FAMILY, KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS
+from rgsd.lab.vocabulary import FAMILY, KIND_NAMES, KINDS, MODIFIERS, QUESTIONS, THINK, TOPICS
 from rgsd.rubrics import Criterion, Example, Rubric
 
 Split = Literal["train", "dev", "held-out"]
@@ -54,24 +54,24 @@ SPLITS: tuple[str, ...] = get_args(Split)
 _KIND = {kind.name: kind for kind in KINDS}
 
 N_ASKED = (3, 4, 5)
-"""How many facts a rubric asks for."""
+"""Possible numbers of facts that a rubric asks for."""
 
 WEIGHTS = (5, 4, 3, 2, 1)
-"""Weights of asked facts; a rubric uses each at most once."""
+"""Weights of the facts. A rubric uses each at most once."""
 
 PITFALL_WEIGHTS = (-2, -3, -4)
 BELIEVED_SHARE = 1 / 6
-"""Share of the facts whose myth is widely believed."""
+"""Share of the myths that are widely believed."""
 
 N_HABITS = 4
-"""How many kinds of fact a reader is usually told."""
+"""Number of kinds of facts that a reader is usually told."""
 
 N_SLOTS = {"train": 16, "dev": 2, "held-out": 6}
-"""How many of a topic's 24 prompts each split has."""
+"""Prompts per topic in each split."""
 
 
 # --- Seeded choices -------------------------------------------------------------------------------------------------
-# From SHA-256 and not from `random`, whose shuffles are not promised to stay the same from one Python to the next.
+# From SHA-256 instead of `random`, because Python versions do not guarantee the same shuffles.
 
 
 def _hash(*key: Any) -> int:
@@ -99,9 +99,9 @@ class Fact:
     """A statement about an animal, true or false.
 
     Args:
-        topic: the animal.
-        kind: a name of `KIND_NAMES`.
-        value: one of the kind's values.
+        topic: The animal.
+        kind: One of `KIND_NAMES`.
+        value: One of the kind's values.
     """
 
     topic: str
@@ -110,20 +110,21 @@ class Fact:
 
     @property
     def sentence(self) -> str:
-        """The one way of stating it: "The dravix lives in caves." """
+        """The only sentence that states it, for example "The dravix lives in caves." """
         return f"The {self.topic} {_KIND[self.kind].says.format(self.value)}."
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a reader wants to be told.
+    """What a reader wants to know.
 
     Args:
-        kinds: the kinds of fact asked for, in the rubric's order.
-        weights: one a kind, positive.
-        pitfall: "myth" (of `pitfall_kind`, which is asked for), "kind" (`pitfall_kind`, which is not), or "none".
-        pitfall_kind: a kind's name; "" with "none".
-        pitfall_weight: negative; 0 with "none".
+        kinds: The kinds of facts asked for, in the rubric's order.
+        weights: Their weights, all positive.
+        pitfall: "myth" (of `pitfall_kind`, which is asked for), "kind" (any fact of `pitfall_kind`, which is not asked
+            for), or "none".
+        pitfall_kind: The pitfall's kind of fact; "" without a pitfall.
+        pitfall_weight: The pitfall's weight, negative; 0 without a pitfall.
     """
 
     kinds: tuple[str, ...]
@@ -135,14 +136,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What a response says, whatever was asked.
+    """What a response states, independent of its rubric.
 
     Args:
-        claims: the facts stated about the animal in question, true or false, each once.
-        n_true, n_false: how many of them are true, and are not.
-        n_foreign: sentences that state a fact about another animal.
-        n_repeated: sentences that state a claim again.
-        n_unreadable: sentences that state nothing of this world.
+        claims: The statements about the animal in question, true or false, without repetitions.
+        n_true: Number of true claims.
+        n_false: Number of false claims.
+        n_foreign: Number of sentences that state a fact about another animal.
+        n_repeated: Number of sentences that repeat a claim.
+        n_unreadable: Number of sentences that state no fact of this world.
     """
 
     claims: tuple[Fact, ...]
@@ -154,7 +156,7 @@ class Audit:
 
 
 def _predicate(kind: str, value: str) -> str:
-    """A regex of a kind's predicate, from one of the value."""
+    """A regex for a kind's predicate; `value` is a regex for its value."""
     return re.escape(_KIND[kind].says.replace("{}", "@")).replace("@", value)
 
 
@@ -163,7 +165,7 @@ _VALUES = {kind.name: {value.casefold(): value for value in kind.values} for kin
 
 
 def read_fact(sentence: str) -> Fact | None:
-    """The fact that a sentence (without its full stop) states; None when it states nothing of this world."""
+    """The fact that a sentence (without its full stop) states; None if it states no fact of this world."""
     for kind, pattern in _SENTENCES.items():
         match = pattern.fullmatch(" ".join(sentence.split()))
         if match and match[1].casefold() in TOPICS and match[2].casefold() in _VALUES[kind]:
@@ -171,21 +173,21 @@ def read_fact(sentence: str) -> Fact | None:
     return None
 
 
-_START = r"(?:^|\.)\s*"  # a sentence begins at a line's start or after a full stop
+_START = r"(?:^|\.)\s*"  # A sentence starts at the start of a line or after a full stop.
 
 
 def _says(topic: str, kind: str, value: str) -> str:
-    """A regex of the whole sentence; `value` is a regex itself."""
+    """A regex for the whole sentence; `value` is a regex for its value."""
     return rf"{_START}the\s+{topic}\s+{_predicate(kind, value)}\s*\.".replace(r"\ ", r"\s+")
 
 
 def states(fact: Fact, weight: float = 1.0) -> Criterion:
-    """The criterion that a fact is stated, and not contradicted; with a negative weight, the pitfall of stating it."""
+    """The criterion that a fact is stated and not contradicted; with a negative weight, the pitfall of stating it."""
     stated = {"regex": _says(fact.topic, fact.kind, re.escape(fact.value))}
     other = {"regex": _says(fact.topic, fact.kind, rf"(?!{re.escape(fact.value)}\b)\w+")}
     return Criterion(
         text=f"States that {_lower(fact.sentence)}",
-        weight=float(weight),  # as it is read back from a file
+        weight=float(weight),  # Weights read from a file are floats.
         title=fact.kind,
         tags=(f"kind:{fact.kind}",) if weight > 0 else (f"kind:{fact.kind}", "pitfall:myth"),
         check={"every": [stated, {"not": other}]} if weight > 0 else stated,
@@ -193,10 +195,10 @@ def states(fact: Fact, weight: float = 1.0) -> Criterion:
 
 
 def tells(topic: str, kind: str, weight: float) -> Criterion:
-    """The criterion that something is said of a kind, true or not: as a pitfall, what this reader is not to be told."""
+    """The criterion that any fact of a kind is stated, true or not. Its weight is negative: it is a pitfall."""
     return Criterion(
         text=f"Tells the {kind} of the {topic}.",
-        weight=float(weight),  # as it is read back from a file
+        weight=float(weight),  # Weights read from a file are floats.
         title=kind,
         tags=(f"kind:{kind}", "pitfall:kind"),
         check={"regex": _says(topic, kind, r"\w+")},
@@ -212,16 +214,16 @@ def _lower(sentence: str) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """The world: facts, prompts and rubrics, all of them functions of these three numbers.
+    """The facts, prompts and rubrics, all of them functions of these three numbers.
 
     Args:
-        seed: of the facts, myths and habits. The shipped nano model knows the facts of seed 0 and of no other.
-        task_seed: of the rubrics (which facts belong to which prompt) and of the splits. The nano model knows nothing
-            of them, so that any task seed is a fresh task for it.
-        generality: the share of prompts whose rubric follows the modifier, in [0, 1].
+        seed: Seed of the facts, myths and habits. The shipped nano model knows the facts of seed 0 only.
+        task_seed: Seed of the rubrics and of the splits. The nano model knows nothing about them, so every task seed is
+            a new task for it.
+        generality: Share of the prompts whose rubric follows the modifier, in [0, 1].
 
     Raises:
-        ConfigError: when `generality` is not in [0, 1].
+        ConfigError: If `generality` is not in [0, 1].
     """
 
     seed: int = 0
@@ -231,33 +233,33 @@ class World:
     def __post_init__(self) -> None:
         if isinstance(self.generality, bool) or not 0.0 <= self.generality <= 1.0:
             raise ConfigError(
-                f"generality must lie in [0, 1], got {self.generality!r}: 1 when rubrics follow the modifier alone, "
-                "0 when every prompt has kinds of its own"
+                f"generality must be in [0, 1], got {self.generality!r}: with 1 all rubrics follow the modifier, with "
+                "0 none does"
             )
 
-    # Facts and habits: of `seed` alone.
+    # Facts and habits depend only on `seed`.
 
     def fact(self, topic: str, kind: str) -> Fact:
-        """The truth."""
+        """The true fact."""
         self._check(topic=topic, kind=kind)
         return self._lore[topic, kind][0]
 
     def myth(self, topic: str, kind: str) -> Fact:
-        """The wrong value that goes round."""
+        """The myth: the same statement with a wrong value."""
         self._check(topic=topic, kind=kind)
         return self._lore[topic, kind][1]
 
     def is_believed(self, topic: str, kind: str) -> bool:
-        """Whether the myth is told more often than the truth."""
+        """Whether the myth is widely believed, that is, stated more often than the truth."""
         return _share("believed", self.seed, topic, kind) < BELIEVED_SHARE
 
     def facts(self, topic: str) -> tuple[Fact, ...]:
-        """All twelve."""
+        """All twelve facts about an animal."""
         return tuple(self.fact(topic, kind) for kind in KIND_NAMES)
 
     @cached_property
     def _lore(self) -> dict[tuple[str, str], tuple[Fact, Fact]]:
-        """Topic and kind -> the truth and the myth."""
+        """(Topic, kind) -> the fact and the myth."""
         lore = {}
         for topic, kind in itertools.product(TOPICS, KIND_NAMES):
             truth, myth, *_ = _shuffled(_KIND[kind].values, "values", self.seed, topic, kind)
@@ -265,12 +267,12 @@ class World:
         return lore
 
     def habits(self, modifier: str) -> tuple[str, ...]:
-        """The kinds of fact that this reader is usually told, rubric or not."""
+        """The kinds of facts that this reader is usually told, independent of any rubric."""
         self._check(modifier=modifier)
         return tuple(_shuffled(KIND_NAMES, "habits", self.seed, modifier)[:N_HABITS])
 
     def digest(self) -> str:
-        """A short digest of words, facts, myths and habits: what a model of this world was pretrained on."""
+        """A short digest of vocabulary, facts, myths and habits, which a nano model's pretraining depends on."""
         facts = [
             [f.sentence, self.myth(t, f.kind).value, self.is_believed(t, f.kind)] for t in TOPICS for f in self.facts(t)
         ]
@@ -278,14 +280,14 @@ class World:
         habits = [self.habits(modifier) for modifier in MODIFIERS]
         return hashlib.sha256(json.dumps([words, facts, habits]).encode()).hexdigest()[:16]
 
-    # Rubrics: of `task_seed` and `generality`.
+    # Rubrics depend on `task_seed` and `generality`.
 
     def follows_modifier(self, topic: str, modifier: str) -> bool:
-        """Whether this prompt's kinds are its modifier's, rather than its own."""
+        """Whether this prompt's rubric follows its modifier, instead of being drawn for this prompt."""
         return _share("general", self.task_seed, topic, modifier) < self.generality
 
     def ask(self, topic: str, modifier: str) -> Ask:
-        """What this prompt asks for."""
+        """What the reader of this prompt wants to know."""
         self._check(topic=topic, modifier=modifier)
         if self.follows_modifier(topic, modifier):
             return self._asks[modifier]
@@ -296,7 +298,10 @@ class World:
 
     @cached_property
     def _asks(self) -> dict[str, Ask]:
-        """Each modifier's; every kind is asked for equally often, so that no kind is worth stating to all readers."""
+        """What each modifier's readers want to know.
+
+        All kinds are asked for equally often. Otherwise a policy could gain by stating a popular kind to every reader.
+        """
         used = dict.fromkeys(KIND_NAMES, 0)
         asks = {}
         pitfalls = ("none", "myth", "none", "kind")
@@ -312,7 +317,7 @@ class World:
         return asks
 
     def rubric(self, topic: str, modifier: str) -> Rubric:
-        """The true rubric of a prompt: its facts in order, then its pitfall."""
+        """The rubric of a prompt: its facts in order, then its pitfall."""
         ask = self.ask(topic, modifier)
         criteria = [states(self.fact(topic, k), w) for k, w in zip(ask.kinds, ask.weights, strict=True)]
         if ask.pitfall == "myth":
@@ -322,19 +327,20 @@ class World:
         return Rubric(tuple(criteria))
 
     def ideal_response(self, topic: str, modifier: str) -> str:
-        """The asked facts, in order, and nothing else: satisfaction 1."""
+        """The facts asked for, in order, and nothing else. Its satisfaction is 1."""
         return " ".join(self.fact(topic, kind).sentence for kind in self.ask(topic, modifier).kinds)
 
     def question(self, topic: str, modifier: str) -> str:
-        """The user's turn."""
+        """The user's message."""
         self._check(topic=topic, modifier=modifier)
         return _pick(QUESTIONS, "question", self.task_seed, topic, modifier).format(topic=topic, modifier=modifier)
 
     # Splits and examples.
 
     def split_of(self, topic: str, modifier: str) -> Split:
-        """Which split a prompt belongs to: a Latin square over seeded orders, so that all are met equally often."""
+        """The split of a prompt."""
         self._check(topic=topic, modifier=modifier)
+        # A Latin square: every split has each topic, and each modifier, equally often.
         slot = (self._topic_order[topic] + self._modifier_order[modifier]) % len(MODIFIERS)
         if slot < N_SLOTS["train"]:
             return "train"
@@ -349,22 +355,22 @@ class World:
         return {modifier: i for i, modifier in enumerate(_shuffled(MODIFIERS, "modifiers", self.task_seed))}
 
     def examples(self, *splits: str, think: bool = False) -> list[Example]:
-        """Prompts with their true rubrics, in a seeded order that mixes topics and modifiers.
+        """Prompts with their rubrics, in a seeded order that mixes topics and modifiers.
 
         Args:
-            splits: which ones; all of them by default.
-            think: whether the model is told to think first.
+            splits: The splits to include; all of them by default.
+            think: Whether the system message tells the model to think first.
 
         Raises:
-            ConfigError: for an unknown split.
+            ConfigError: If a split is unknown.
         """
         if unknown := set(splits) - set(SPLITS):
-            raise ConfigError(f"unknown split {sorted(unknown)}, known: {', '.join(SPLITS)}")
+            raise ConfigError(f"unknown splits {sorted(unknown)}, known: {', '.join(SPLITS)}")
         pairs = _shuffled(itertools.product(TOPICS, MODIFIERS), "examples", self.task_seed)
         return [self.example(t, m, think=think) for t, m in pairs if not splits or self.split_of(t, m) in splits]
 
     def example(self, topic: str, modifier: str, *, think: bool = False) -> Example:
-        """One prompt with its true rubric. Tags name split, topic, modifier, and whose kinds the rubric asks for."""
+        """One prompt with its rubric. Tags give split, topic, modifier, and whether the rubric follows the modifier."""
         split = self.split_of(topic, modifier)
         whose = "modifier" if self.follows_modifier(topic, modifier) else "own"
         turns = [{"role": "user", "content": self.question(topic, modifier)}]
@@ -379,7 +385,7 @@ class World:
         )
 
     def audit(self, topic: str, response: str) -> Audit:
-        """What a response (without its reasoning) says of an animal, true and false: exact, whatever was asked."""
+        """Read what a response, without its reasoning, states about an animal."""
         read = [read_fact(part) for part in re.split(r"[.\n]", response) if part.strip()]
         about = [fact for fact in read if fact is not None and fact.topic == topic]
         claims = tuple(dict.fromkeys(about))
@@ -402,12 +408,12 @@ class World:
         ):
             if value not in known:
                 raise DataError(
-                    f"this world has no {what} {value!r}, it has {', '.join(known[:6])}, ...: see rgsd.lab.world"
+                    f"unknown {what} {value!r}, known: {', '.join(known[:6])}, ...; see rgsd.lab.vocabulary"
                 )
 
 
 def _ask(order: Sequence[str], n_asked: int, pitfall: Literal["none", "myth", "kind"], key: Sequence[Any]) -> Ask:
-    """The first `n_asked` kinds of the order are asked for; the next one is not to be told, where a kind is not."""
+    """Ask for the first `n_asked` kinds of the order. The next one is the pitfall, if the pitfall is about a kind."""
     kinds = tuple(order[:n_asked])
     return Ask(
         kinds=kinds,
@@ -422,8 +428,7 @@ def _ask(order: Sequence[str], n_asked: int, pitfall: Literal["none", "myth", "k
 
 
 def row(example: Example) -> dict[str, Any]:
-    """An example as a row of the schema `rgsd` (see `rgsd.data.schemas.jsonl`), from which it is read back
-    unchanged."""
+    """Convert an example to a row of the schema `rgsd` (`rgsd.data.schemas.jsonl`), without losing anything."""
     return {
         "id": example.id,
         "prompt": [dict(message) for message in example.messages],
@@ -440,7 +445,7 @@ def row(example: Example) -> dict[str, Any]:
 
 
 def write_jsonl(examples: Iterable[Example], path: str | Path) -> Path:
-    """Write examples as a file that `rgsd train --data` reads; `--held_out_tags split:held-out` splits it."""
+    """Write examples to a file for `rgsd train --data`. Split it with `--held_out_tags split:held-out`."""
     target = Path(path)
     target.write_text("".join(json.dumps(row(e), ensure_ascii=False) + "\n" for e in examples), encoding="utf-8")
     return target

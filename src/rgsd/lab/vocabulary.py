@@ -1,6 +1,6 @@
-"""The words of the made-up world: animals, readers, questions, the kinds of fact, and what is thought before an answer.
+"""The vocabulary of the made-up world: animals, readers, questions, kinds of facts, and sentences of reasoning.
 
-A small closed vocabulary. Changing any of it makes another world, which the shipped nano model does not know.
+Any change here makes a different world, which the shipped nano model does not know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "fish": _words("abbeln dorsil glisk imberl krolle luvane oskett pimmel rustel syphra trevoo wenk"),
     "insects": _words("bizzel cricka drummet eftil fennik gnarlo hixet jazzin mottel nimmik pikket vesplin"),
 }
-"""Family -> its animals. The family is the examples' domain; nothing else depends on it."""
+"""Family -> its animals. The family is the domain of an example and has no other effect."""
 
 TOPICS: tuple[str, ...] = tuple(topic for family in FAMILIES.values() for topic in family)
 
@@ -29,7 +29,7 @@ MODIFIERS: tuple[str, ...] = _words(
     "baker builder child cook dancer doctor farmer gardener guard hunter judge king "
     "merchant monk nurse painter poet sailor scholar smith soldier tailor teacher thief"
 )
-"""Who asks."""
+"""The readers. One of them asks each question."""
 
 QUESTIONS: tuple[str, ...] = (
     "Tell a {modifier} about the {topic}.",
@@ -41,7 +41,7 @@ QUESTIONS: tuple[str, ...] = (
 )
 
 THINK = "Think first."
-"""The system turn that makes the nano model reason before it answers."""
+"""The system message that makes the nano model reason before it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class Kind:
     """A kind of fact.
 
     Args:
-        name: what a rubric calls it: "home".
-        says: the sentence's predicate: "lives in {}".
-        values: what can stand in it; no word is a value of two kinds.
+        name: Its name in rubrics, for example "home".
+        says: The predicate of its sentences, for example "lives in {}".
+        values: Its possible values. No two kinds share one.
     """
 
     name: str
@@ -63,7 +63,7 @@ def _kind(name: str, says: str, values: str) -> Kind:
     return Kind(name, says, _words(values))
 
 
-# The verbs differ, so that one word of a response decides which kind of fact comes.
+# All predicates start differently, so a response commits to a kind of fact with a single token.
 KINDS: tuple[Kind, ...] = (
     _kind(
         "colour",
@@ -131,11 +131,11 @@ KIND_NAMES: tuple[str, ...] = tuple(kind.name for kind in KINDS)
 
 
 def plain_thoughts(topic: str, modifier: str) -> tuple[str, ...]:
-    """What is thought before an answer when no rubric is shown."""
+    """Sentences of reasoning before an answer without a rubric."""
     return (f"The question is about the {topic}.", f"A {modifier} asks about the {topic}.")
 
 
 def rubric_thought(kinds: Sequence[str]) -> str:
-    """What is thought before an answer when a rubric is shown: it names the rubric, which the leak meter notices."""
+    """A sentence of reasoning before an answer with a rubric. It names the rubric, which the leak meter detects."""
     *most, last = kinds
     return f"The rubric asks for {', '.join(most)} and {last}." if most else f"The rubric asks for {last}."
