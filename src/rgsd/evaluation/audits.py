@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.judges.llm import LLMJudge, Question
 from rgsd.judges.prompt import UnusableReply, object_schema, verdict_id, whole_object
 from rgsd.progress import say
+from rgsd.settings import setting
 
 MAX_CLAIMS = 30
 """Claims of a response that are judged; later ones are left out."""
@@ -191,13 +192,10 @@ def length_inflation(samples: Sequence[Sample], baseline: Sequence[Sample], *, s
 class AuditConfig:
     """What `rgsd audit` measures."""
 
-    audits: list[str] = field(
-        default_factory=lambda: list(AUDITS), metadata={"help": "Audits to run: length, claims, overclaim."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
-    min_coverage: float = field(
-        default=0.95,
-        metadata={"help": "Fail if the judge read a smaller share of responses (for overclaims: of criteria)."},
+    audits: list[str] = setting(list(AUDITS), "Audits to run: length, claims, overclaim.")
+    seed: int = setting(0, "Seed of the bootstrap.")
+    min_coverage: float = setting(
+        0.95, "Fail if the judge read a smaller share of responses (for overclaims: of criteria)."
     )
 
     def __post_init__(self) -> None:

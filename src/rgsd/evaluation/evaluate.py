@@ -233,7 +233,7 @@ def open_evaluation(
     if continues and (changed := _changed(open_run(folder).settings, flat)):
         raise RunError(
             f"{folder} holds an evaluation with other settings ({', '.join(changed)}; see its {CONFIG}): choose "
-            "another --output_dir, or replace it with --overwrite true"
+            "another --output_dir, or replace it with --overwrite"
         )
     return create_run(folder, flat, overwrite=settings.overwrite, resume=continues)
 

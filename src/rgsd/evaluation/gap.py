@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from rgsd.progress import counting, say
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rubrics import Example, fingerprint
 from rgsd.runs import BASELINE, CONDITIONED, CONTROL, RESULTS, Run
+from rgsd.settings import setting
 from rgsd.training.loss import DivergenceSpec, divergence
 
 LOGIT_TOKENS = 128
@@ -53,16 +54,13 @@ LEAST_KEPT = 0.5
 class GapConfig:
     """What `rgsd gap` measures besides the scores."""
 
-    templates: list[str] = field(
-        default_factory=lambda: ["paper", "cover"],
-        metadata={"help": "Templates to try, by name or as .jinja files; the best one is recommended."},
+    templates: list[str] = setting(
+        ["paper", "cover"], "Templates to try, by name or as .jinja files; the best one is recommended."
     )
-    divergence_prompts: int = field(
-        default=32, metadata={"help": "Prompts on whose rollouts the divergence is measured; 0 skips it."}
-    )
-    rollout_tokens: int = field(default=256, metadata={"help": "Longest of these rollouts, in tokens."})
-    beta: float = field(default=0.5, metadata={"help": "Divergence, as in `rgsd train`."})
-    clip_threshold: float = field(default=0.05, metadata={"help": "Entry clip to evaluate, in nats."})
+    divergence_prompts: int = setting(32, "Prompts on whose rollouts the divergence is measured; 0 skips it.")
+    rollout_tokens: int = setting(256, "Longest of these rollouts, in tokens.")
+    beta: float = setting(0.5, "Divergence, as in `rgsd train`.")
+    clip_threshold: float = setting(0.05, "Entry clip to evaluate, in nats.")
 
     def __post_init__(self) -> None:
         if not self.templates:

@@ -76,13 +76,13 @@ def _length_sentences(table: Mapping[str, Any]) -> list[str]:
 
 
 def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
-    found = second["agreement"]
-    if not found["n"]:
+    agreement = second["agreement"]
+    if not agreement["n"]:
         return [f"Second judge {second['judge']}: it and {table['judge']} have no verdict on the same response."]
-    kappa, f1 = found["kappa"], found["balanced_f1"]
+    kappa, f1 = agreement["kappa"], agreement["balanced_f1"]
     lines = [
-        f"Second judge {second['judge']}: the same verdict on {100 * found['raw']['value']:.1f} % of {found['n']:,} "
-        f"criteria; Cohen's kappa {describe(kappa)}, balanced F1 {describe(f1)}. It says met in "
+        f"Second judge {second['judge']}: the same verdict on {100 * agreement['raw']['value']:.1f} % of "
+        f"{agreement['n']:,} criteria; Cohen's kappa {describe(kappa)}, balanced F1 {describe(f1)}. It says met in "
         f"{100 * second['met_share']['second']:.1f} %, {table['judge']} in {100 * second['met_share']['first']:.1f} %."
     ]
     if second["n_other_response"]:
@@ -114,17 +114,8 @@ def show(table: Mapping[str, Any]) -> None:
     first = table["runs"][0]["run"]
     differences = {d["run"]: d for d in table["differences"]}
     view = Table(title=f"{table['n_shared_prompts']:,} shared prompts, judge: {table['judge']}")
-    columns = (
-        "run",
-        "score",
-        "95 % interval",
-        f"minus {first}",
-        "95 % interval",
-        "coverage",
-        "tokens",
-        "at equal length",
-    )
-    for column in columns:
+    columns = ("run", "score", "95 % interval", f"minus {first}", "95 % interval", "coverage", "tokens")
+    for column in (*columns, "at equal length"):
         view.add_column(column, justify="left" if column == "run" else "right")
     for run in table["runs"]:
         s, d = run["summary"], differences.get(run["run"])
