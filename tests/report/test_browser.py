@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.made_runs import make_runs
-from test_report import arm_rows, made
+from support.reports import arm_rows, made
 
 from rgsd.cli import main
 
@@ -79,15 +79,15 @@ def test_a_page_is_quiet_fits_and_is_accessible(seen, name, view):
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["one", "map"])
-def test_pointing_at_a_token_tells_its_words(seen, name, view):
+def test_selecting_a_token_shows_the_top_tokens(seen, name, view):
     one = seen[name][view]
     assert one["tokens"] > 3
     nothing, pointed, moved = one["told"]
     assert "Point at a word" in nothing
     for told in (pointed, moved):
         assert "nats apart" in told
-        assert "Teacher\u2019s words" in told
-        assert "Student\u2019s words" in told
+        assert "Teacher\u2019s top tokens" in told
+        assert "Student\u2019s top tokens" in told
     assert pointed != moved
     assert one["active"].endswith("-3")
     assert min(one["colours"]) > 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.made_runs import make_runs
-from test_report import Page
+from support.reports import Page
 
 from rgsd import models
 from rgsd.cli import main
@@ -180,11 +180,11 @@ def test_logits_are_compared_in_pieces_without_a_seam(tokenizer):
 @pytest.mark.parametrize(
     ("name", "example", "settings", "error", "match"),
     [
-        ("{}/model", "r33", {}, DataError, "no example has the id 'r33', the data have 10, such as r3"),
-        ("{}/model", "r0", {"keep": True}, ConfigError, "nowhere to keep"),
+        ("{}/model", "r33", {}, DataError, "'r33' among 10, for example r3"),
+        ("{}/model", "r0", {"keep": True}, ConfigError, "--keep"),
         ("{}/model+rubric", "r0", {}, ConfigError, "--privileged_context rubric"),
         ("{}/model:base", "r0", {}, RunError, "is not a run's folder"),
-        ("{}/model", "r0", {"response": "/no/such.txt"}, DataError, "cannot be read"),
+        ("{}/model", "r0", {"response": "/no/such.txt"}, DataError, "/no/such.txt"),
         ("{}/rgsd", "r0", {"arm": "other"}, RunError, "no stored response of arm 'other'"),
         ("{}/model", "r0", {"response": "long"}, PromptTooLong, "1,024 positions"),
     ],
@@ -222,7 +222,7 @@ def test_the_command_writes_the_page_and_keeps_the_map(runs, tmp_path, capsys):
     seen = Page(out.read_text())
     (kept,) = open_run(runs / "rgsd").read_lines(TOKEN_MAPS)
     assert seen.data["maps"] == [kept]
-    assert "How far the rubric pulls each word" in seen.words
+    assert "How far the rubric moves each token" in seen.words
     assert main(call) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main(["report", str(runs / "rgsd"), "-o", str(tmp_path / "report.html")]) == 0

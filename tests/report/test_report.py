@@ -4,10 +4,10 @@ import base64
 import hashlib
 import json
 import shutil
-from html.parser import HTMLParser
 
 import pytest
 from support.made_runs import HOSTILE, make_runs
+from support.reports import Page, arm_rows, made, page_of
 
 from rgsd.cli import main
 from rgsd.errors import RunError
@@ -16,79 +16,13 @@ from rgsd.evaluation.run_ref import RunRef
 from rgsd.evaluation.samples import read_samples
 from rgsd.report import TOKEN_MAPS, facts, page, read, report_page
 from rgsd.report.page import as_json, embedded_json
-from rgsd.runs import create_run, open_run
+from rgsd.runs import open_run
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tokenizer):
     """Folder with the finished runs rgsd/ and grpo/."""
     return make_runs(tmp_path_factory.mktemp("runs"), tokenizer)
-
-
-class Page(HTMLParser):
-    """A page's elements and its text outside of scripts and styles."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.inside, self.text, self.raw = [], None, [], {"script": [], "style": []}
-        self.feed(html)
-        self.words = " ".join(" ".join(self.text).split())
-        self.data = json.loads(self.raw["script"][0])
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag in self.raw:
-            self.inside = tag
-            self.raw[tag].append("")
-
-    def handle_endtag(self, tag):
-        self.inside = None if tag == self.inside else self.inside
-
-    def handle_data(self, text):
-        if self.inside:
-            self.raw[self.inside][-1] += text
-        else:
-            self.text.append(text)
-
-
-def page_of(*folders):
-    return Page(report_page(read([str(f) for f in folders])))
-
-
-def arm_rows(name, scores, *, tokens=10, verdicts=None, text="a response"):
-    """Rows of one arm as an evaluation writes them."""
-    return [
-        {
-            "arm": name,
-            "example_id": f"e{i}",
-            "domain": "medicine",
-            "tags": [],
-            "scoring": "satisfaction",
-            "question": f"question {i}",
-            "response": text,
-            "judged_text": text,
-            "n_tokens": tokens,
-            "is_truncated": False,
-            "score": s,
-            "coverage": 0.0 if s is None else 1.0,
-            "judge": "checks",
-            "verdicts": (verdicts or (lambda s, i: [{"criterion": "Good.", "weight": 1.0, "tags": ["kind"],
-                         "met": None if s is None else s > 0.5, "grade": None, "reason": ""}]))(s, i),
-            "replies": [],
-            "usage": {"calls": 0, "cached": 0, "price": 0.0},
-            "problem": "timeout" if s is None else "",
-        }
-        for i, s in enumerate(scores)
-    ]  # fmt: skip
-
-
-def made(folder, *arms, settings=None, **meta):
-    """A run folder with these arms."""
-    run = create_run(folder, {"seed": 0, "clip_threshold": 0.05, "privileged_context": "rubric"} | (settings or {}))
-    for rows in arms:
-        run.append("samples.jsonl", rows)
-    run.note(**({"status": "finished"} | meta))
-    return folder
 
 
 # Numbers.
@@ -180,23 +114,23 @@ def test_criteria_won_and_lost_are_counted(tmp_path):
     change = read([str(folder)]).runs[0].change
     assert (change["criteria"]["won"], change["criteria"]["lost"], change["criteria"]["n"]) == (2, 1, 6)
     words = page_of(folder).words
-    assert "Of 6 criteria that were scored in both, 2 were won and 1 lost from base to trained" in words
+    assert "From base to trained, 2 criteria were won and 1 lost, of 6 that were scored in both" in words
     assert "pitfall Bad." in words
 
 
 @pytest.mark.parametrize(
-    ("base", "trained", "headline", "colour"),
+    ("base", "trained", "headline", "direction"),
     [
         ([0.1, 0.2, 0.3, 0.2], [0.6, 0.7, 0.8, 0.9], "trained is better than base: +55.0 points", "up"),
         ([0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.2], "trained is worse than base: -55.0 points", "down"),
         ([0.1, 0.9, 0.1, 0.9], [0.9, 0.1, 0.9, 0.2], "trained against base: no gain shown: +2.5 points", "flat"),
     ],
 )
-def test_the_headline_says_no_more_than_the_interval(tmp_path, base, trained, headline, colour):
+def test_the_headline_says_no_more_than_the_interval(tmp_path, base, trained, headline, direction):
     folder = made(tmp_path / "r", arm_rows("base", base * 8), arm_rows("trained", trained * 8))
     seen = page_of(folder)
     assert headline in seen.words
-    assert any(tag == "p" and attrs.get("class") == f"big {colour}" for tag, attrs in seen.elements)
+    assert any(tag == "p" and attrs.get("class") == f"big {direction}" for tag, attrs in seen.elements)
     few = page_of(made(tmp_path / "few", arm_rows("base", base), arm_rows("trained", trained)))
     assert any(tag == "p" and attrs.get("class") == "big flat" for tag, attrs in few.elements)
     assert "trained against base: too few prompts to say" in few.words
@@ -205,9 +139,9 @@ def test_the_headline_says_no_more_than_the_interval(tmp_path, base, trained, he
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"privileged_context": "mismatched"}, "This run is a control: its teacher was shown another prompt's rubric."),
-        ({"privileged_context": "none"}, "This run is a control: its teacher was shown no rubric."),
-        ({}, "This run alone cannot say whether the right rubric mattered"),
+        ({"privileged_context": "mismatched"}, "This run is a control: its teacher saw another prompt's rubric."),
+        ({"privileged_context": "none"}, "This run is a control: its teacher saw no rubric."),
+        ({}, "This run alone cannot tell whether the right rubric mattered"),
     ],
 )
 def test_controls_are_named(tmp_path, settings, sentence):
@@ -224,7 +158,7 @@ def test_a_supervised_control_has_its_own_cost_and_name(tmp_path):
     assert found.kind == "sft"
     assert (found.cost.rollouts, found.cost.sampled_tokens, found.cost.train_seconds) == (40, 800, 3.0)
     words = page_of(folder).words
-    assert "fine-tuned on the responses of the model that sees the rubric" in words
+    assert "This run is a control: it was fine-tuned" in words
     assert "Loss on the conditioned model's responses" in words
 
 
@@ -237,7 +171,7 @@ def test_leaks_are_counted_and_marked(tmp_path):
     leak = arm_rows("trained", [0.5, 0.5], text="As the rubric requires, I mention rest.")
     folder = made(tmp_path / "r", arm_rows("base", [0.5, 0.5]), leak)
     seen = page_of(folder)
-    assert "100 % of the trained responses speak of a rubric" in seen.words
+    assert "100 % of the trained responses mention a rubric" in seen.words
     assert [p["a"]["1"].get("l") for p in seen.data["prompts"]] == [1, 1]
     assert [p["a"]["0"].get("l") for p in seen.data["prompts"]] == [None, None]
 
@@ -368,8 +302,8 @@ def test_token_maps_of_a_run_are_shown(runs, tmp_path):
     open_run(tmp_path / "rgsd").append(TOKEN_MAPS, [old, old | {"tokens": [one]}])
     seen = page_of(tmp_path / "rgsd")
     assert [m["tokens"] for m in seen.data["maps"]] == [[one]]  # the later map of the same response
-    assert "What the rubric pulled on" in seen.words
-    assert "What the rubric pulled on" not in page_of(runs / "rgsd").words
+    assert ("section", "tokens") in {(tag, attrs.get("id")) for tag, attrs in seen.elements}
+    assert page_of(runs / "rgsd").data["maps"] == []
 
 
 # What is not there.
@@ -378,9 +312,9 @@ def test_token_maps_of_a_run_are_shown(runs, tmp_path):
 def test_a_new_run_has_a_page(tmp_path):
     folder = made(tmp_path / "r", status="running")
     seen = page_of(folder)
-    assert "This run is not finished (its status is 'running')" in seen.words
+    assert "This run is not finished (status 'running')" in seen.words
     assert "Nothing was scored, so there is no result to show." in seen.words
-    assert "No training step was logged." in seen.words
+    assert "No training step has been logged." in seen.words
     assert seen.data["prompts"] == []
 
 
@@ -392,9 +326,9 @@ def test_a_run_killed_after_its_baselines_has_a_page(runs, tmp_path):
     kept = [r for r in run.read_lines("samples.jsonl") if r["arm"] != "trained"]
     (run.folder / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept) + '{"arm": "trai')
     seen = page_of(tmp_path / "rgsd")
-    assert "there is a before, and no after" in seen.words
+    assert "The trained policy has not been evaluated." in seen.words
     assert "base+rubric against base: too few prompts to say" in seen.words
-    assert "There is no before and after to compare in this run." in seen.words
+    assert "This run has no pair of arms to compare." in seen.words
 
 
 @pytest.mark.parametrize("name", ["samples.jsonl", "metrics.jsonl", "rollouts.jsonl"])
@@ -438,8 +372,8 @@ def test_a_run_with_a_trained_arm_alone_does_not_contradict_itself(tmp_path):
     assert [(a.role, a.gain) for a in found.arms] == [("trained", None)]
     words = page_of(folder).words
     assert "trained scores 0.700 on 12 prompts" in words
-    assert "The base has not been measured in this run" in words
-    assert "has not been measured: there is a before, and no after" not in words
+    assert "The base model has not been evaluated." in words
+    assert "The trained policy has not been evaluated." not in words
 
 
 def test_unscored_responses_are_not_zero(tmp_path):
@@ -454,7 +388,7 @@ def test_unscored_responses_are_not_zero(tmp_path):
 def test_runs_that_cannot_be_compared_still_have_a_page(runs, tmp_path):
     other = made(tmp_path / "other", arm_rows("base", [0.5]), arm_rows("trained", [0.6]))
     seen = page_of(runs / "rgsd", other)
-    assert "The runs are not set against each other" in seen.words
+    assert "The runs cannot be compared" in seen.words
     assert "share no prompt" in seen.words
     empty = made(tmp_path / "empty")
     assert "empty has no judged responses" in page_of(runs / "rgsd", empty).words
@@ -537,7 +471,7 @@ def test_wrong_calls_say_what_to_do(runs, capsys, names, message):
 
 def test_a_page_is_not_replaced_unasked(tmp_path):
     page.write_page(tmp_path / "x.html", "one")
-    with pytest.raises(RunError, match="--overwrite true"):
+    with pytest.raises(RunError, match="--overwrite"):
         page.write_page(tmp_path / "x.html", "two")
     page.write_page(tmp_path / "x.html", "two", overwrite=True)
     assert (tmp_path / "x.html").read_text() == "two"

@@ -1,6 +1,6 @@
-"""Charts as inline SVG, drawn for a page that loads nothing. Colours are CSS classes, so that they follow the theme.
+"""Charts as inline SVG, for a page that loads nothing. Colors are CSS classes, which follow the page's theme.
 
-Coordinates across the page are percentages where a chart fills its line, so that nothing has to be scaled on a phone.
+Charts as wide as the page use percentages as horizontal coordinates, so their text keeps its size on a phone.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 340.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 26.0
-"""Margins of a line chart, in its own units, about CSS pixels."""
+"""Margins of a line chart, in its own units, which are about CSS pixels."""
 BINS = 24
+"""Bars of a histogram."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line: its name, points, and the number of its colour."""
+    """A line with its name, its points, and the number of its color."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int = 0
+    color: int = 0
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for an axis or a label: significant digits, thousands apart, a true minus sign."""
+    """Format a number for an axis or a label: significant digits, thousands separators, a typographic minus sign."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     if value == 0:
@@ -39,11 +40,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers from `low` to `high`, about as many as wanted."""
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers from `low` to `high`."""
     if not high > low:
         return [low]
-    raw = (high - low) / wanted
+    raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(s for s in (size, 2 * size, 2.5 * size, 5 * size, 10 * size) if s >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -52,10 +53,17 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def interval_row(
-    found: Mapping[str, float] | None, low: float, high: float, colour: int, *, zero: bool = False
+    interval: Mapping[str, float] | None, low: float, high: float, color: int, *, zero: bool = False
 ) -> Markup:
-    """One line of a chart of intervals: a dot with its whisker on a shared scale from `low` to `high`."""
-    if found is None or not high > low:
+    """Draw one row of a chart of intervals: a dot with its whisker, on a scale from `low` to `high`.
+
+    Args:
+        interval: mean, low and high; None draws nothing.
+        low, high: Ends of the scale.
+        color: Number of the color.
+        zero: Whether to mark zero on the scale.
+    """
+    if interval is None or not high > low:
         return Markup("")
 
     def at(value: float) -> str:
@@ -65,14 +73,14 @@ def interval_row(
     if zero and low < 0 < high:
         grid += f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="100%"/>'
     return Markup(
-        f'<svg class="interval c{colour}" width="100%" height="30" aria-hidden="true">{grid}'
-        f'<line class="whisker" x1="{at(found["low"])}" x2="{at(found["high"])}" y1="15" y2="15"/>'
-        f'<circle class="dot" cx="{at(found["mean"])}" cy="15" r="5.5"/></svg>'
+        f'<svg class="interval c{color}" width="100%" height="30" aria-hidden="true">{grid}'
+        f'<line class="whisker" x1="{at(interval["low"])}" x2="{at(interval["high"])}" y1="15" y2="15"/>'
+        f'<circle class="dot" cx="{at(interval["mean"])}" cy="15" r="5.5"/></svg>'
     )
 
 
 def interval_axis(low: float, high: float) -> Markup:
-    """The scale below such lines."""
+    """Draw the scale below such rows."""
     marks = ""
     for t in ticks(low, high):
         share = (t - low) / (high - low)
@@ -82,7 +90,7 @@ def interval_axis(low: float, high: float) -> Markup:
 
 
 def lines(title: str, series: Sequence[Series], *, unit: str = "", percent: bool = False) -> Markup:
-    """A small line chart over optimizer steps, with its first and last values in its description."""
+    """Draw a small line chart over optimizer steps. Its description gives the first and last value of each line."""
     series = [s for s in (_finite(s) for s in series) if len(s.x)]
     if not series:
         return Markup("")
@@ -110,31 +118,31 @@ def lines(title: str, series: Sequence[Series], *, unit: str = "", percent: bool
             parts.append(_below(px(t), HEIGHT, t))
     for s in series:
         points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(s.x, s.y, strict=True))
-        parts.append(f'<polyline class="line c{s.colour}" points="{points}"/>')
-        parts.append(f'<circle class="dot c{s.colour}" cx="{px(s.x[-1]):.1f}" cy="{py(s.y[-1]):.1f}" r="3.5"/>')
-    told = "; ".join(
+        parts.append(f'<polyline class="line c{s.color}" points="{points}"/>')
+        parts.append(f'<circle class="dot c{s.color}" cx="{px(s.x[-1]):.1f}" cy="{py(s.y[-1]):.1f}" r="3.5"/>')
+    ends = "; ".join(
         f"{s.name}: {shown(s.y[0])} at step {number(s.x[0], 6)}, {shown(s.y[-1])} at step {number(s.x[-1], 6)}"
         for s in series
     )
-    label = escape(f"{title}{f' in {unit}' if unit else ''}. {told}")
+    label = escape(f"{title}{f' in {unit}' if unit else ''}. {ends}")
     return _svg("chart", WIDTH, HEIGHT, label, parts)
 
 
 def histograms(groups: Sequence[tuple[str, Sequence[float], int]], *, unit: str) -> list[tuple[str, Markup]]:
-    """How many values lie where, a chart a group, all on one scale.
+    """Draw a histogram of each group, all on one scale.
 
     Args:
-        groups: name, values of 0 and more, colour.
-        unit: of the values.
+        groups: Name, values of at least 0, and color of each group.
+        unit: The unit of the values.
 
     Returns:
-        name and chart of each group that has values.
+        Name and chart of each group that has values.
     """
     groups = [g for g in groups if len(g[1])]
     if not groups:
         return []
     top = max(1.0, max(v for _, values, _ in groups for v in values) * 1.02)
-    counted = [(name, _counts(values, top), colour) for name, values, colour in groups]
+    counted = [(name, _counts(values, top), color) for name, values, color in groups]
     highest = max(max(c) for _, c, _ in counted)
 
     def px(x: float) -> float:
@@ -145,20 +153,20 @@ def histograms(groups: Sequence[tuple[str, Sequence[float], int]], *, unit: str)
 
     frame = [_across(py(t), number(t)) for t in ticks(0, highest) if float(t).is_integer()]
     frame += [_below(px(t), HEIGHT, t) for t in ticks(0, top, 5)]
-    made = []
-    for name, counts, colour in counted:
+    histograms = []
+    for name, counts, color in counted:
         path = f"M{px(0):.1f} {py(0):.1f}"
         for i, n in enumerate(counts):
             path += f" V{py(n):.1f} H{px((i + 1) * top / BINS):.1f}"
-        area = f'<path class="area c{colour}" d="{path} V{py(0):.1f} Z"/>'
+        area = f'<path class="area c{color}" d="{path} V{py(0):.1f} Z"/>'
         median = sorted(next(v for n, v, _ in groups if n == name))[sum(counts) // 2]
         label = escape(f"{name}: prompts by {unit} of the response, median {number(median, 6)}")
-        made.append((name, _svg("chart", WIDTH, HEIGHT, label, [*frame, area])))
-    return made
+        histograms.append((name, _svg("chart", WIDTH, HEIGHT, label, [*frame, area])))
+    return histograms
 
 
 def won_lost(won: int, lost: int, most: int) -> Markup:
-    """Two bars from the middle: lost to the left, won to the right, on a scale of `most` each way."""
+    """Draw two bars from the middle: lost to the left and won to the right, each on a scale up to `most`."""
     if most <= 0:
         return Markup("")
     left, right = 50 * lost / most, 50 * won / most
@@ -190,11 +198,11 @@ def _below(x: float, height: float, value: float) -> str:
 
 def _finite(s: Series) -> Series:
     kept = [(x, y) for x, y in zip(s.x, s.y, strict=True) if y is not None and math.isfinite(y)]
-    return Series(s.name, [x for x, _ in kept], [y for _, y in kept], s.colour)
+    return Series(s.name, [x for x, _ in kept], [y for _, y in kept], s.color)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """From zero where that is near, else with a little room."""
+    """The range of the vertical axis: from zero if the values come close to it, otherwise with a small margin."""
     low, high = min(values), max(values)
     if low >= 0 and low < 0.5 * high:
         low = 0.0
@@ -206,7 +214,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _counts(values: Sequence[float], top: float) -> list[int]:
-    found = [0] * BINS
+    counts = [0] * BINS
     for v in values:
-        found[min(BINS - 1, max(0, int(v / top * BINS)))] += 1
-    return found
+        counts[min(BINS - 1, max(0, int(v / top * BINS)))] += 1
+    return counts

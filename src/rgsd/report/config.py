@@ -12,5 +12,5 @@ class ReportConfig:
     """Where the report goes."""
 
     output: str | None = setting(
-        None, "The page, or a .json file for the numbers alone. Unset: RUN/report.html.", aliases=["-o"]
+        None, "File for the page, or a .json file for the numbers alone. Unset: RUN/report.html.", aliases=["-o"]
     )

@@ -1,7 +1,7 @@
-"""Run folders -> the numbers and sentences of a report. Plain data: everything here can be written as JSON.
+"""The facts of a report: numbers and sentences, read from run folders.
 
-Whatever a run lacks is a sentence in `RunFacts.problems`, never an error: an unfinished run has a report too. A folder
-that is no run is refused, and a file with a line that is no row: what is missing then, nobody knows.
+An unfinished run has a report too, so anything missing is a sentence in `RunFacts.problems` and not an error. A folder
+that is not a run, or a file with a malformed line, is an error, because nobody can tell what is missing then.
 """
 
 from __future__ import annotations
@@ -48,30 +48,31 @@ from rgsd.runs import (
 )
 
 TOKEN_MAPS = "explanations.jsonl"
-"""Token maps that `rgsd explain --keep` left in a run's folder."""
+"""Token maps that `rgsd explain --keep` stored in a run's folder."""
 MOST_GROUPS = 12
-"""Groups of criteria shown, and recurring criteria; the won first, the lost last."""
+"""Groups of criteria, and recurring criteria, to show."""
 DEFAULT_BATCH = 8
-"""Of transformers: prompts a device and micro-batch where the recipe says nothing."""
+"""The default of transformers' per_device_train_batch_size."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(slots=True)
-class Arm:
+class ReportArm:
     """One policy of one run under one judge.
 
     Args:
-        run, name: the run's label and the arm's name in it.
-        samples: its judged responses, one per prompt.
-        score: mean, low, high, n; None when nothing was scored.
-        gain: the same of the paired difference to the run's baseline; None for the baseline itself.
-        role: as the run says (`rgsd.runs`): baseline, conditioned, trained, control, candidate; or other.
-        leaking: the prompts whose response speaks of a rubric.
-        coverage: share of the criteria that were scored.
-        tokens: mean, median and 95th percentile of the responses' lengths; None where they are unknown.
-        truncated: share of the responses that were cut off.
-        usage: what judging it cost.
+        run: The run's label.
+        name: The arm's name.
+        samples: Judged responses, one per prompt.
+        score: Mean score with its interval (mean, low, high, n); None when nothing was scored.
+        gain: Paired difference to the run's baseline, in the same form; None for the baseline itself.
+        role: A role of `rgsd.runs` (baseline, conditioned, trained, control, candidate), or "other".
+        leaking: Example ids of the responses that mention a rubric.
+        coverage: Share of the criteria that were scored.
+        tokens: Mean, median and 95th percentile of the lengths of the responses; None if unknown.
+        truncated: Share of the responses that were cut off; None if unknown.
+        usage: What judging cost (`rgsd.evaluation.summaries.arm_usage`).
     """
 
     run: str
@@ -88,22 +89,24 @@ class Arm:
 
     @property
     def leak_rate(self) -> float:
-        """Share of the responses that speak of a rubric."""
+        """Share of the responses that mention a rubric."""
         return len(self.leaking) / len(self.samples)
 
 
 @dataclass(slots=True)
 class Cost:
-    """What a run cost. None where its files do not say.
+    """What a run cost. A field is None if the run's files do not say.
 
     Args:
-        steps: optimizer steps taken.
-        rollouts: responses sampled in training.
-        sampled_tokens: their tokens, from the logged mean lengths.
-        train_seconds, total_seconds: of the training steps, and of the whole run with its evaluations.
-        phases: seconds by phase of a step.
-        train_calls, train_cached, train_price: of the judge in training; RGSD has none.
-        eval_calls, eval_cached, eval_price: of the judge in the evaluation. Prices are US dollars.
+        steps: Optimizer steps taken.
+        rollouts: Responses sampled for training.
+        sampled_tokens: Their tokens, from the logged mean lengths.
+        train_seconds: Duration of the training steps.
+        total_seconds: Duration of the run, with its evaluations.
+        phases: Phase of a training step -> its seconds.
+        train_calls, train_cached, train_price: Judge requests for training, replies from the cache, and their price in
+            US dollars. RGSD and SFT train without a judge.
+        eval_calls, eval_cached, eval_price: The same for the evaluation.
     """
 
     steps: int = 0
@@ -122,25 +125,25 @@ class Cost:
 
 @dataclass(slots=True)
 class RunFacts:
-    """One run.
+    """The facts of one run.
 
     Args:
-        label: its name on the page.
-        run: the open folder.
+        label: The run's name on the page.
+        run: The open run folder.
         kind: rgsd, grpo, sft, eval, gap or other.
-        judge: whose verdicts are shown; None without any.
-        judges: all that judged it.
-        arms: in the order of the evaluation.
-        steps: logged steps, the last line of each step.
-        cost: what it cost.
-        change: `rgsd.evaluation.compare.difference` from baseline to the trained arm; None where either is missing.
-        maps: its token maps.
-        problems: what is missing or doubtful, in sentences.
-        advice: what `rgsd gap` concluded.
-        added: the difference of the trained arm to the mismatched twin's: what the right rubric added; None without a
-            twin that was judged.
-        gains: gains by criterion tag (`rgsd.evaluation.summaries.gains_by_tag`) from baseline to the trained arm, and
-            from the twin's to it; empty where there is nothing to compare.
+        judge: The judge whose verdicts are shown; None without verdicts.
+        judges: All judges of the run.
+        arms: The arms, in the order of the evaluation.
+        steps: Logged training steps, one entry per step.
+        cost: What the run cost.
+        change: `rgsd.evaluation.compare.difference` from the baseline to the run's main arm; None if one is missing.
+        maps: Token maps.
+        problems: What is missing or doubtful, in sentences.
+        advice: The advice of `rgsd gap`.
+        added: What the right rubric added: the difference of the trained arm to that of the mismatched control; None
+            without a control that was judged.
+        gains: Gains by criterion tag (`rgsd.evaluation.summaries.gains_by_tag`), from the baseline to the trained arm and
+            from the control's to it; empty without two arms to compare.
     """
 
     label: str
@@ -148,7 +151,7 @@ class RunFacts:
     kind: str
     judge: str | None
     judges: list[str]
-    arms: list[Arm]
+    arms: list[ReportArm]
     steps: list[dict[str, Any]]
     cost: Cost
     change: dict[str, Any] | None
@@ -158,24 +161,24 @@ class RunFacts:
     added: dict[str, Any] | None = None
     gains: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def role(self, role: str) -> Arm | None:
+    def role(self, role: str) -> ReportArm | None:
         """The first arm with this role."""
         return next((a for a in self.arms if a.role == role), None)
 
     @property
-    def after(self) -> Arm | None:
-        """The arm that the run is about: the trained policy, or the last of the models that were measured."""
+    def after(self) -> ReportArm | None:
+        """The run's main arm: the trained policy, or else the last evaluated model."""
         return self.role(TRAINED) or next((a for a in reversed(self.arms) if a.role == CANDIDATE), None)
 
 
 @dataclass(slots=True)
 class Facts:
-    """Several runs, and what came of setting the others against the first (`rgsd.evaluation.compare`).
+    """The facts of one or more runs, and the comparison of the others with the first.
 
     Args:
-        runs: as named.
-        comparison: of `rgsd.evaluation.compare.compare`; None for one run, or where they cannot be compared.
-        refusal: why they cannot.
+        runs: The runs, in the order given.
+        comparison: Result of `rgsd.evaluation.compare.compare`; None for a single run, or if they cannot be compared.
+        refusal: Why the runs cannot be compared.
     """
 
     runs: list[RunFacts]
@@ -184,18 +187,18 @@ class Facts:
 
 
 def read(names: Sequence[str]) -> Facts:
-    """The facts of one run or more.
+    """Read the facts of one or more runs.
 
     Raises:
-        RunError: for a folder that is no run, or one that is named twice.
+        RunError: If a folder is not a run, or is named twice.
     """
     folders = [Path(name) for name in names]
     if not folders:
-        raise RunError("got no run, wanted at least one: rgsd report RUN [RUN ...]")
+        raise RunError("expected at least one run, got none: rgsd report RUN [RUN ...]")
     resolved = [f.resolve() for f in folders]
     if len(set(resolved)) < len(resolved):
         twice = next(f for f in folders if resolved.count(f.resolve()) > 1)
-        raise RunError(f"got {twice} twice, wanted different runs")
+        raise RunError(f"expected different runs, got {twice} twice: name each run once")
     short = [f.name for f in resolved]
     labels = short if len(set(short)) == len(short) else [str(f) for f in folders]
     runs = [_run(label, open_run(folder)) for label, folder in zip(labels, folders, strict=True)]
@@ -223,7 +226,7 @@ def _run(label: str, run: Run) -> RunFacts:
         advice = _results(run).get("advice")
         facts.advice = [str(s) for s in advice] if isinstance(advice, list) else []
     if (run.folder / RESULTS).is_file() and not _results(run):
-        problems.append(f"{RESULTS} cannot be read, and is left out: the numbers below are taken from {SAMPLES}.")
+        problems.append(f"{RESULTS} cannot be read and is ignored. All numbers below come from {SAMPLES}.")
     before, after = facts.role(BASELINE), facts.after
     if before and after:
         facts.change = compare.difference(before.samples, after.samples, seed=_seed(settings))
@@ -238,7 +241,7 @@ def _run(label: str, run: Run) -> RunFacts:
 
 
 def _kind(settings: Mapping[str, Any], steps: Sequence[Row]) -> str:
-    """The kind of a run from before runs said it themselves."""
+    """The kind of a run that was written before run.json stored the kind."""
     if "templates" in settings and "models" in settings:
         return "gap"
     if "models" in settings:
@@ -251,27 +254,28 @@ def _kind(settings: Mapping[str, Any], steps: Sequence[Row]) -> str:
 
 
 def _seed(settings: Mapping[str, Any]) -> int:
+    # The defaults of `rgsd eval` (0) and of transformers' trainers (42), for runs that do not store their seed.
     return int(settings.get("seed") or 0) if "models" in settings else int(settings.get("seed", 42))
 
 
 def _steps(lines: Sequence[Row]) -> list[dict[str, Any]]:
-    """The logged steps in order; of a step that a resumed run took twice, the later line."""
-    found: dict[int, dict[str, Any]] = {}
+    """The logged steps in order. A resumed run repeats steps; the later line of a step counts."""
+    steps: dict[int, dict[str, Any]] = {}
     for line in lines:
         if "loss" in line and isinstance(line.get("step"), int):
-            found[line["step"]] = dict(line)
-    return [found[step] for step in sorted(found)]
+            steps[line["step"]] = dict(line)
+    return [steps[step] for step in sorted(steps)]
 
 
 def _maps(lines: Sequence[Row]) -> list[dict[str, Any]]:
-    """The token maps, the last of each example and policy."""
+    """The token maps. The last one of each example and policy counts."""
     return list({(m.get("example_id"), m.get("policy")): dict(m) for m in lines if m.get("tokens")}.values())
 
 
 # --- Arms -----------------------------------------------------------------------------------------------------------
 
 
-def _arms(label: str, run: Run, samples: Sequence[Sample]) -> list[Arm]:
+def _arms(label: str, run: Run, samples: Sequence[Sample]) -> list[ReportArm]:
     by_name = by_arm(samples)
     baseline = run.arm_of(BASELINE, among=by_name)
     roles, seed = run.roles, _seed(run.settings or {})
@@ -283,23 +287,21 @@ def _arms(label: str, run: Run, samples: Sequence[Sample]) -> list[Arm]:
 
 
 def _twin(run: Run, problems: list[str]) -> Run | None:
-    """The run of the mismatched twin in a training run's folder, where it is finished."""
+    """The run of the mismatched control in a training run's folder; None if it is missing or unfinished."""
     if not (run.twin / RECORD).is_file():
         return None
     twin = open_run(run.twin)
     if run.meta.get("id") is None or twin.meta.get("control_of") != run.meta["id"]:
-        problems.append(f"The run in {run.twin} is not this run's control, and is left out.")
+        problems.append(f"The run in {run.twin} is not this run's control and is left out.")
         return None
     if twin.meta.get("status") != "finished":
-        problems.append(
-            "The control is not finished, and is left out: `--resume_from_checkpoint true` goes on with it."
-        )
+        problems.append("The control is not finished and is left out: resume it with `--resume_from_checkpoint`.")
         return None
     return twin
 
 
-def _twin_arms(label: str, run: Run, twin: Run, samples: Sequence[Sample]) -> list[Arm]:
-    """The twin's policy as an arm of the run that it controls; none where the run's judge did not judge it."""
+def _twin_arms(label: str, run: Run, twin: Run, samples: Sequence[Sample]) -> list[ReportArm]:
+    """The control's policy as an arm of the run; empty if the run's judge did not judge it."""
     own = control_samples(twin, samples[0].judge) if samples else []
     if not own:
         return []
@@ -311,19 +313,19 @@ def _twin_arms(label: str, run: Run, twin: Run, samples: Sequence[Sample]) -> li
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """The table that the run itself wrote; nothing where there is none that can be read."""
+    """The content of results.json; empty if it is missing or cannot be read."""
     try:
-        found = loads((run.folder / RESULTS).read_bytes(), lenient=True)
+        table = loads((run.folder / RESULTS).read_bytes(), lenient=True)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return table if isinstance(table, dict) else {}
 
 
 def _arm(
     label: str, samples: list[Sample], baseline: list[Sample] | None, role: str, seed: int, usage: dict[str, Any]
-) -> Arm:
+) -> ReportArm:
     gain = None if baseline is None else paired_difference(baseline, samples, seed=seed)
-    return Arm(
+    return ReportArm(
         run=label,
         name=samples[0].arm,
         samples=samples,
@@ -355,10 +357,11 @@ def _cost(facts: RunFacts) -> Cost:
     if not steps or facts.kind not in TRAINING_KINDS:
         return cost
     per_step = _rollouts_per_step(run)
-    # A line of the log stands for the steps since the line before: means over them, for counts and seconds alike.
+    # With logging_steps > 1, a line holds means over the steps since the line before, so it counts once for each.
     weights = [s["step"] - before for s, before in zip(steps, [0, *(s["step"] for s in steps[:-1])], strict=True)]
     cost.rollouts = cost.steps * per_step
-    judged = _judged_rollouts(run) if facts.kind == "grpo" else Usage()
+    judged = _judged_rollouts(run) if facts.kind == "grpo" else RolloutUsage()
+    # Rollouts are counted rather than computed where possible. A resumed run has lost those of repeated steps.
     if judged.n and not run.meta.get("resumed"):
         cost.rollouts = judged.n
         per_step = round(judged.n / cost.steps)
@@ -376,7 +379,7 @@ def _cost(facts: RunFacts) -> Cost:
     elif all(s is not None for s in seconds):
         cost.train_seconds = float(sum(s * w for s, w in zip(seconds, weights, strict=True)))  # pyright: ignore
     if facts.kind == "sft":
-        # Sampled once, before its steps, from the model that sees the rubric.
+        # SFT samples all its responses before its first step.
         sampled = run.meta.get("conditioned_responses") or {}
         cost.rollouts, cost.sampled_tokens = sampled.get("n_sampled"), sampled.get("n_tokens")
     if facts.kind in ("rgsd", "sft"):
@@ -391,8 +394,8 @@ def _cost(facts: RunFacts) -> Cost:
 
 
 @dataclass(slots=True)
-class Usage:
-    """Judged rollouts, and what judging them cost; the price is None where that of any is unknown."""
+class RolloutUsage:
+    """The number of judged rollouts and what judging cost. The price is None if that of any rollout is unknown."""
 
     n: int = 0
     calls: int = 0
@@ -400,17 +403,17 @@ class Usage:
     price: float | None = 0.0
 
 
-def _judged_rollouts(run: Run) -> Usage:
-    """All rollouts of a GRPO run, a line at a time: there can be a million."""
-    found = Usage()
+def _judged_rollouts(run: Run) -> RolloutUsage:
+    """Sum over the rollouts of a GRPO run, one line at a time, since there can be a million."""
+    total = RolloutUsage()
     for row in run.iterate_lines(ROLLOUTS):
-        used = row.get("usage") or {}
-        found.n += 1
-        found.calls += used.get("calls") or 0
-        found.cached += used.get("cached") or 0
-        price = used.get("price")
-        found.price = None if found.price is None or price is None else found.price + price
-    return found
+        usage = row.get("usage") or {}
+        total.n += 1
+        total.calls += usage.get("calls") or 0
+        total.cached += usage.get("cached") or 0
+        price = usage.get("price")
+        total.price = None if total.price is None or price is None else total.price + price
+    return total
 
 
 def _rollouts_per_step(run: Run) -> int:
@@ -426,136 +429,134 @@ def _rollouts_per_step(run: Run) -> int:
 
 
 def _missing(facts: RunFacts) -> list[str]:
-    run, said = facts.run, []
+    run, problems = facts.run, []
+    is_training = facts.kind in TRAINING_KINDS
     status = run.meta.get("status", "unknown")
     if status != "finished":
-        how = "`--resume_from_checkpoint true` goes on with it" if facts.kind in TRAINING_KINDS else ""
-        how = how or "the same command goes on with it"
-        said.append(f"This run is not finished (its status is {status!r}): what is here is what there was; {how}.")
+        how = "resume it with `--resume_from_checkpoint`" if is_training else "repeat the command to continue it"
+        problems.append(f"This run is not finished (status {status!r}): {how}.")
     if not facts.arms:
-        kept = run.folder / RESPONSES
-        said.append(
-            "Responses were written, but none was judged yet."
-            if kept.is_file() and kept.stat().st_size
-            else f"Nothing was measured in this run: `rgsd eval {run.folder}:base {run.folder}` measures it."
+        responses = run.folder / RESPONSES
+        problems.append(
+            "The run has responses, but none of them has been judged."
+            if responses.is_file() and responses.stat().st_size
+            else f"The run has not been evaluated: evaluate it with `rgsd eval {run.folder}:base {run.folder}`."
         )
-    elif facts.kind in TRAINING_KINDS and not facts.role(TRAINED):
-        said.append("The trained policy has not been measured: there is a before, and no after.")
-    elif facts.kind in TRAINING_KINDS and not facts.role(BASELINE):
-        said.append("The base has not been measured in this run: there is an after, and no before.")
-    if facts.kind in TRAINING_KINDS and not facts.steps:
-        said.append("No training step was logged.")
+    elif is_training and not facts.role(TRAINED):
+        problems.append("The trained policy has not been evaluated.")
+    elif is_training and not facts.role(BASELINE):
+        problems.append("The base model has not been evaluated.")
+    if is_training and not facts.steps:
+        problems.append("No training step has been logged.")
     counts = {a.name: len(a.samples) for a in facts.arms}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        said.append(f"The arms were not measured on equally many prompts ({told}).")
+        listed = ", ".join(f"{name} {n}" for name, n in counts.items())
+        problems.append(f"The arms have different numbers of prompts ({listed}).")
     for arm in facts.arms:
         if arm.coverage < compare.ENOUGH_SCORED:
-            said.append(
-                f"Only {100 * arm.coverage:.1f} % of the criteria of {arm.name} were scored: its score rests on these."
-            )
+            problems.append(f"Only {100 * arm.coverage:.1f} % of the criteria of {arm.name} were scored.")
     if len(facts.judges) > 1:
-        said.append(f"Verdicts shown are those of {facts.judge}; also judged by {', '.join(facts.judges[1:])}.")
-    return said
+        others = ", ".join(facts.judges[1:])
+        problems.append(f"The verdicts shown are from {facts.judge}. Other judges of this run: {others}.")
+    return problems
 
 
 # --- In words -------------------------------------------------------------------------------------------------------
 
 
 def verdict(facts: RunFacts) -> list[str]:
-    """What a run shows, in plain sentences; the first one is the headline."""
+    """What a run shows, in plain sentences. The first one is the headline."""
     if facts.advice:
         return list(facts.advice)
-    before, shown, after = facts.role(BASELINE), facts.role(CONDITIONED), facts.after
-    said: list[str] = []
+    before, conditioned, after = facts.role(BASELINE), facts.role(CONDITIONED), facts.after
     if after is None or after.gain is None or before is None:
-        only = [a for a in facts.arms if a.score]
-        if after in only:
-            only.insert(0, after)
-        if shown and shown.gain and facts.kind in (*TRAINING_KINDS, "gap"):
-            said.append(verdict_sentence(shown.name, before.name if before else "the model alone", shown.gain))
-        elif only:
-            score = only[0].score or {}
-            said.append(f"{only[0].name} scores {score['mean']:.3f} on {score['n']} prompts.")
-        else:
-            said.append("Nothing was scored, so there is no result to show.")
-        return said
+        return [_headline_without_gain(facts)]
     gain = after.gain
-    if facts.added is not None:
-        said.append(control_sentence(facts.added))
-    said.append(verdict_sentence(after.name, before.name, gain))
-    if shown and shown.gain:
-        worth = f"The rubric in the prompt is worth {points(shown.gain)} to the untrained model"
-        match conclude(shown.gain):
+    sentences = [] if facts.added is None else [control_sentence(facts.added)]
+    sentences.append(verdict_sentence(after.name, before.name, gain))
+    if conditioned and conditioned.gain:
+        worth = f"The rubric in the prompt is worth {points(conditioned.gain)} to the untrained model"
+        match conclude(conditioned.gain):
             case Conclusion.BETTER:
-                said.append(f"{worth}: that is what there was to learn.")
+                sentences.append(f"{worth}, which is what training can teach.")
                 if conclude(gain) is Conclusion.BETTER:
-                    share = gain["mean"] / shown.gain["mean"]
-                    said[-1] += f" Without the rubric, {after.name} reaches {100 * share:.0f} % of it."
+                    share = gain["mean"] / conditioned.gain["mean"]
+                    sentences[-1] += f" Without the rubric, {after.name} reaches {100 * share:.0f} % of it."
             case Conclusion.TOO_FEW:
-                said.append(f"{worth}: {Conclusion.TOO_FEW}.")
+                sentences.append(f"{worth}: {Conclusion.TOO_FEW}.")
             case conclusion:
-                said.append(f"{worth} ({conclusion}): the teacher had nothing to teach.")
-    said.extend(_doubts(facts, gain, after))
-    return said
+                sentences.append(f"{worth} ({conclusion}), so the teacher had nothing to teach.")
+    return sentences + _caveats(facts, gain, after)
 
 
-def _doubts(facts: RunFacts, gain: Mapping[str, Any], after: Arm) -> list[str]:
-    said = []
-    if line := facts.run.meta.get("lineage"):
-        said.append(
-            f"This run starts from the trained policy of {line[0]['run']} ({line[0]['kind']}), which is its base: the "
-            "numbers say what this run added to it."
+def _headline_without_gain(facts: RunFacts) -> str:
+    """The headline of a run without a pair of arms to compare."""
+    before, conditioned, after = facts.role(BASELINE), facts.role(CONDITIONED), facts.after
+    if conditioned and conditioned.gain and facts.kind in (*TRAINING_KINDS, "gap"):
+        return verdict_sentence(conditioned.name, before.name if before else "the model alone", conditioned.gain)
+    scored = [arm for arm in (after, *facts.arms) if arm and arm.score]
+    if not scored:
+        return "Nothing was scored, so there is no result to show."
+    score = scored[0].score or {}
+    return f"{scored[0].name} scores {score['mean']:.3f} on {score['n']} prompts."
+
+
+def _caveats(facts: RunFacts, gain: Mapping[str, Any], after: ReportArm) -> list[str]:
+    """What a reader must know to judge the gain of a run."""
+    caveats = []
+    if lineage := facts.run.meta.get("lineage"):
+        caveats.append(
+            f"This run's base model is the trained policy of {lineage[0]['run']} ({lineage[0]['kind']}). The numbers show "
+            "what this run added to it."
         )
-    privileged_context = (facts.run.settings or {}).get("privileged_context", "rubric")
-    is_rubric = facts.kind == "rgsd" and privileged_context in ("rubric", "both")
-    if is_rubric and facts.added is None and conclude(gain) is Conclusion.BETTER:
-        said.append(
-            "This run alone cannot say whether the right rubric mattered: a control, trained on another prompt's "
-            "rubric, does (`--control true`)."
+    context = (facts.run.settings or {}).get("privileged_context", "rubric")
+    sees_rubric = facts.kind == "rgsd" and context in ("rubric", "both")
+    if sees_rubric and facts.added is None and conclude(gain) is Conclusion.BETTER:
+        caveats.append(
+            "This run alone cannot tell whether the right rubric mattered. A control that is trained on another prompt's "
+            "rubric can (`--control`)."
         )
     if facts.kind == "sft":
-        said.append("This run is a control: it was fine-tuned on the responses of the model that sees the rubric.")
-    if facts.kind == "rgsd" and privileged_context in ("mismatched", "none"):
-        shown = "another prompt's rubric" if privileged_context == "mismatched" else "no rubric"
-        said.append(f"This run is a control: its teacher was shown {shown}.")
+        caveats.append("This run is a control: it was fine-tuned on responses of the model with the rubric.")
+    if facts.kind == "rgsd" and context in ("mismatched", "none"):
+        context_in_words = "another prompt's rubric" if context == "mismatched" else "no rubric"
+        caveats.append(f"This run is a control: its teacher saw {context_in_words}.")
     if recurring := in_words(facts.run.meta.get("recurrence") or {}):
-        said.append(f"Training data: {recurring}.")
+        caveats.append(f"Training data: {recurring}.")
     if facts.kind in TRAINING_KINDS:
-        said.append("One run with one seed: the intervals are over prompts, not over repeated training.")
+        caveats.append(
+            "The intervals cover the choice of prompts, but not the randomness of training: one seed was run."
+        )
     if facts.judge == "checks":
-        said.append("Judged by programmatic checks, which read form and coverage, not whether a claim is true.")
-    elif facts.kind == "grpo" and facts.judge == _reward_judge(facts):
-        said.append("This judge is also the reward that GRPO was trained on: measure it with another one too.")
+        caveats.append("Judged by programmatic checks, which cannot tell whether a claim is true.")
+    elif facts.kind == "grpo" and facts.judges and facts.judge == facts.judges[0]:
+        # A judge that a policy was trained on overrates it.
+        caveats.append("GRPO was trained on the reward of this judge: evaluate the run with another judge too.")
     if after.leak_rate > 0:
-        said.append(f"{100 * after.leak_rate:.0f} % of the trained responses speak of a rubric or its criteria.")
-    return said
-
-
-def _reward_judge(facts: RunFacts) -> str | None:
-    return facts.judges[0] if facts.judges else None
+        caveats.append(f"{100 * after.leak_rate:.0f} % of the trained responses mention a rubric or its criteria.")
+    return caveats
 
 
 # --- Several runs ---------------------------------------------------------------------------------------------------
 
 
 def _compared(runs: list[RunFacts]) -> Facts:
-    """The others against the first: each one's trained arm, or its baseline."""
-    named = []
+    """Compare the main arms of the others, or else their baselines, with that of the first."""
+    refs = []
     for facts in runs:
         arm = facts.after or facts.role(BASELINE)
         if arm is None:
             return Facts(runs, refusal=f"{facts.label} has no judged responses, so the runs cannot be compared.")
-        named.append(RunRef(str(facts.run.folder), arm.name))
+        refs.append(RunRef(str(facts.run.folder), arm.name))
     try:
-        arms = compare.read_arms(named)
+        arms = compare.read_arms(refs)
         return Facts(runs, comparison=compare.compare(arms, seed=_seed(runs[0].run.settings or {})))
     except RGSDError as error:
         return Facts(runs, refusal=str(error))
 
 
 def cost_sentence(runs: Sequence[RunFacts]) -> str | None:
-    """RGSD's cost beside GRPO's, where both are there and took the same held-out data."""
+    """Compare the cost of an RGSD run and a GRPO run; None unless both are among the runs, with equal held-out data."""
     rgsd, grpo = (next((r for r in runs if r.kind == k and r.cost.rollouts), None) for k in ("rgsd", "grpo"))
     if rgsd is None or grpo is None:
         return None
@@ -566,7 +567,7 @@ def cost_sentence(runs: Sequence[RunFacts]) -> str | None:
     if rgsd.cost.sampled_tokens and grpo.cost.sampled_tokens:
         parts.append(f"{rgsd.cost.sampled_tokens:,} against {grpo.cost.sampled_tokens:,} sampled tokens")
     calls = (grpo.cost.train_calls or 0) + (grpo.cost.train_cached or 0)
-    parts.append(f"no judge call against {calls:,}" if calls else f"none judged against {grpo.cost.rollouts:,}")
+    parts.append(f"0 against {calls:,} judge calls" if calls else f"0 against {grpo.cost.rollouts:,} judged responses")
     if rgsd.cost.train_seconds and grpo.cost.train_seconds:
         parts.append(f"{rgsd.cost.train_seconds:,.0f} s against {grpo.cost.train_seconds:,.0f} s of training steps")
-    return f"{rgsd.label} (RGSD) beside {grpo.label} (GRPO), on the same held-out prompts: {'; '.join(parts)}."
+    return f"{rgsd.label} (RGSD) against {grpo.label} (GRPO), on the same held-out prompts: {'; '.join(parts)}."

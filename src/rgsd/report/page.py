@@ -1,7 +1,7 @@
-"""Facts -> HTML: one page a file, with its styles, its script and its data inside.
+"""Render facts as HTML: a single file with its styles, script and data.
 
-Nothing that comes out of a run is trusted: the templates escape it, the script writes it as text, and the page's own
-policy (Content-Security-Policy) lets it load nothing and run no script but the one whose digest it names.
+Nothing from a run is trusted. The templates escape it, the script inserts it as text, and the page's
+Content-Security-Policy allows no request and no script except the one with the given digest.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from markupsafe import Markup, escape
 from rgsd.errors import RunError
 from rgsd.evaluation.conclusions import Conclusion, conclude
 from rgsd.evaluation.samples import Sample
-from rgsd.redaction import redact_known
+from rgsd.files import atomic_write
 from rgsd.report import charts
 from rgsd.report.charts import Series, number
-from rgsd.report.facts import MOST_GROUPS, Arm, Facts, RunFacts, cost_sentence, verdict
+from rgsd.report.facts import MOST_GROUPS, Facts, ReportArm, RunFacts, cost_sentence, verdict
 from rgsd.runs import BASELINE, CONDITIONED, CONTROL, TRAINED, TRAINED_CONTROL, TRAINING_KINDS
 
-COLOURS = 8
-"""Colours of the style sheet, c0 to c7."""
-ROLE_COLOURS = {BASELINE: 0, CONDITIONED: 1, TRAINED: 2}
+COLORS = 8
+"""Number of colors in the style sheet, c0 to c7."""
+ROLE_COLORS = {BASELINE: 0, CONDITIONED: 1, TRAINED: 2}
 NONE = "\N{EN DASH}"
 OPEN_BOX = "\N{OPEN BOX}"
 PER_PAGE = 10
-"""Responses on one page of the browser of responses."""
+"""Prompts per page in the list of responses."""
 
 CURVES: tuple[tuple[str, str, str, bool], ...] = (
     ("Reward (rubric score)", "reward", "", False),
-    ("Loss on the conditioned model's responses", "loss", "nats a token", False),
-    ("Divergence from the teacher", "divergence", "nats a token", False),
-    ("The same after the clip: the loss", "clipped_divergence", "nats a token", False),
-    ("Tokens that the clip touched", "clipped_share", "", True),
+    ("Loss on the conditioned model's responses", "loss", "nats per token", False),
+    ("Divergence from the teacher", "divergence", "nats per token", False),
+    ("Divergence after the clip (the loss)", "clipped_divergence", "nats per token", False),
+    ("Clipped tokens", "clipped_share", "", True),
     ("Response length", "response_length|completions/mean_length", "tokens", False),
     ("Responses cut off at the limit", "truncated_share|completions/clipped_ratio", "", True),
-    ("Responses that speak of a rubric", "leak_rate", "", True),
+    ("Responses that mention a rubric", "leak_rate", "", True),
     ("Student's entropy", "student_entropy|entropy", "nats", False),
     ("Tokens that are the teacher's first choice", "agreement", "", True),
-    ("Rewards that were unscored", "unscored_share", "", True),
+    ("Unscored rewards", "unscored_share", "", True),
 )
-"""Title, keys of metrics.jsonl that mean the same in RGSD and GRPO, unit, and whether it is a share."""
+"""Title; keys of metrics.jsonl, where RGSD and GRPO use different names for the same quantity; unit; whether it is a
+share."""
 
 
 def report_page(facts: Facts) -> str:
-    """The page of one run or of several."""
-    colours = _colours(facts)
+    """Render the report of one or more runs."""
+    colors = _colors(facts)
     every = [a for run in facts.runs for a in run.arms]
     payload = _payload(facts, every)
     return _render(
@@ -63,31 +64,30 @@ def report_page(facts: Facts) -> str:
         payload,
         title=" · ".join(r.label for r in facts.runs),
         facts=facts,
-        runs=[_run_view(run, colours, len(facts.runs) > 1) for run in facts.runs],
-        results=_results(facts, colours),
+        runs=[_run_view(run, colors, len(facts.runs) > 1) for run in facts.runs],
+        results=_results(facts, colors),
         comparison=_comparison(facts),
         curves=_curves(facts),
-        curve_colours=[(r.label, _line_colour(i)) for i, r in enumerate(facts.runs)],
+        curve_colors=[(r.label, _line_color(i)) for i, r in enumerate(facts.runs)],
         cost_sentence=cost_sentence(facts.runs),
-        lengths=_lengths(facts, colours),
+        lengths=_lengths(facts, colors),
         n_responses=sum(len(a.samples) for a in every),
         has_maps=any(r.maps for r in facts.runs),
         many=len(facts.runs) > 1,
     )
 
 
-def token_page(found: Mapping[str, Any]) -> str:
-    """The page of one token map, as `rgsd.report.token_map.explain` returns it."""
-    rows = [r for r in found["tokens"] if r["m"]]
+def token_page(token_map: Mapping[str, Any]) -> str:
+    """Render one token map, as returned by `rgsd.report.token_map.explain`."""
+    rows = [r for r in token_map["tokens"] if r["m"]]
     most = sorted(rows, key=lambda r: -r["d"])[:10]
-    payload = {"maps": [found], "only": True}
-    return _render(
-        "tokens.html.jinja", payload, title=f"{found['example_id']} · {found['policy']}", map=found, most=most
-    )
+    payload = {"maps": [token_map], "only": True}
+    title = f"{token_map['example_id']} · {token_map['policy']}"
+    return _render("tokens.html.jinja", payload, title=title, map=token_map, most=most)
 
 
 def is_a_report(path: Path) -> bool:
-    """Whether a file is a report that was made here, page or numbers, so that making it anew loses nothing."""
+    """Whether a file is a report (HTML or JSON), which can be replaced without losing anything."""
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -97,24 +97,21 @@ def is_a_report(path: Path) -> bool:
 
 
 def write_page(path: str | Path, html: str, *, overwrite: bool = False) -> Path:
-    """Write a page, whole or not at all.
+    """Write a page.
 
     Raises:
-        RunError: when the file is there already, or cannot be written.
+        RunError: If the file exists and `overwrite` is not set, or if it cannot be written.
     """
     target = Path(path)
     if target.is_dir():
         raise RunError(f"{target} is a folder: give the page a file name, e.g. {target / 'report.html'}")
     if target.exists() and not overwrite:
-        raise RunError(f"{target} is there already: choose another output, or say --overwrite true to replace it")
-    partial = target.with_name(target.name + ".partial")
+        raise RunError(f"{target} exists: choose another file with -o, or replace it with --overwrite")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A model may write half a surrogate pair, which no file in UTF-8 can hold.
-        partial.write_text(redact_known(html), "utf-8", errors="replace")
-        partial.replace(target)
+        atomic_write(target, html)
     except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}. Choose another output") from error
+        raise RunError(f"cannot write {target}: {error.strerror}. Choose another file with -o") from error
     return target
 
 
@@ -123,14 +120,14 @@ def write_page(path: str | Path, html: str, *, overwrite: bool = False) -> Path:
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rgsd.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    environment.filters |= {
         "num": number,
         "score": lambda v: NONE if v is None else f"{v:.3f}".replace("-", "\N{MINUS SIGN}"),
         "points": lambda v: f"{100 * v:+.1f}".replace("-", "\N{MINUS SIGN}"),
@@ -143,7 +140,7 @@ def _environment() -> jinja2.Environment:
         "code": _code,
         "p": lambda v: NONE if v is None else "< 0.001" if v < 0.001 else f"{v:.3f}",
     }
-    return made
+    return environment
 
 
 def _seconds(value: float | None) -> str:
@@ -161,18 +158,17 @@ def _probability(value: float) -> str:
 
 
 def _token(text: str) -> str:
-    """A token with its line breaks and outer spaces made visible, as the script shows it."""
+    """A token with visible line breaks and outer spaces, as page.js shows it."""
     core = text.strip(" ")
     n_left = len(text) - len(text.lstrip(" "))
     n_right = len(text) - n_left - len(core) if core else 0
-    seen = OPEN_BOX * n_left + core + OPEN_BOX * n_right
-    return (
-        seen.replace("\n", "\N{RETURN SYMBOL}").replace("\t", "\N{RIGHTWARDS ARROW TO BAR}") or "(part of a character)"
-    )
+    visible = OPEN_BOX * n_left + core + OPEN_BOX * n_right
+    visible = visible.replace("\n", "\N{RETURN SYMBOL}").replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
+    return visible or "(part of a character)"
 
 
 def _code(text: str) -> Markup:
-    """A sentence, escaped, with what stands between backquotes as code."""
+    """Escape a sentence, and mark text between backquotes as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -186,8 +182,9 @@ def _digest(text: str) -> str:
 
 
 def embedded_json(value: Any) -> Markup:
-    """JSON that can stand in a script element: no text in it can end the element or open a comment."""
+    """JSON for a script element. No text in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    # U+2028 and U+2029 are line breaks in JavaScript, but not in JSON.
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return Markup(text)
@@ -213,38 +210,40 @@ def _render(template: str, payload: Any, **context: Any) -> str:
 # --- Results --------------------------------------------------------------------------------------------------------
 
 
-def _colours(facts: Facts) -> dict[tuple[str, str], int]:
-    """A colour an arm: by its role in a single run, else a run's trained arm has the run's colour."""
-    found: dict[tuple[str, str], int] = {}
+def _colors(facts: Facts) -> dict[tuple[str, str], int]:
+    """(Run, arm) -> color. Colors follow roles; among several runs, each trained arm has its run's color."""
+    colors: dict[tuple[str, str], int] = {}
     for i, run in enumerate(facts.runs):
-        free = [c for c in range(COLOURS) if c not in ROLE_COLOURS.values()]
+        free = [c for c in range(COLORS) if c not in ROLE_COLORS.values()]
         for arm in run.arms:
-            if arm.role in ROLE_COLOURS:
-                found[(run.label, arm.name)] = ROLE_COLOURS[arm.role]
-                if arm.role == TRAINED and len(facts.runs) > 1:
-                    found[(run.label, arm.name)] = _line_colour(i)
+            if arm.role == TRAINED and len(facts.runs) > 1:
+                color = _line_color(i)
+            elif arm.role in ROLE_COLORS:
+                color = ROLE_COLORS[arm.role]
             else:
-                found[(run.label, arm.name)] = free[len(found) % len(free)]
-    return found
+                color = free[len(colors) % len(free)]
+            colors[(run.label, arm.name)] = color
+    return colors
 
 
-def _line_colour(position: int) -> int:
-    return 2 + position % (COLOURS - 2)
+def _line_color(position: int) -> int:
+    return 2 + position % (COLORS - 2)
 
 
 ROLE_WORDS = {
     BASELINE: "before training, the prompt alone",
-    CONDITIONED: "before training, with the rubric or reference in the prompt: what there is to learn",
-    CONTROL: "before training, shown what the control's teacher is shown",
+    CONDITIONED: "before training, with the rubric or reference in the prompt: what training can teach",
+    CONTROL: "before training, with the privileged context of the control",
     TRAINED: "after training, the prompt alone",
     TRAINED_CONTROL: "after training on another prompt's rubric for each prompt: the control",
 }
 
 
-def _results(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
-    """One table a run, on one scale for all of them."""
+def _results(facts: Facts, colors: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+    """One table per run, all on one scale."""
     ends = [v for r in facts.runs for a in r.arms if a.score for v in (a.score["low"], a.score["high"])]
     low, high = min([0.0, *ends]), max([0.1, *ends])
+    # Extend the scale to the next tick on both sides.
     steps = charts.ticks(low, high * 1.0001, 5)
     if steps[-1] < high and len(steps) > 1:
         high = steps[-1] + steps[1] - steps[0]
@@ -256,10 +255,10 @@ def _results(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[dict[
         rows = [
             {
                 "arm": a,
-                "colour": colours[(run.label, a.name)],
-                "words": ROLE_WORDS.get(a.role, "") if is_training else "what the others are compared with"
+                "color": colors[(run.label, a.name)],
+                "words": ROLE_WORDS.get(a.role, "") if is_training else "baseline of the others"
                 if a.role == BASELINE else "",
-                "chart": charts.interval_row(a.score, low, high, colours[(run.label, a.name)], zero=low < 0),
+                "chart": charts.interval_row(a.score, low, high, colors[(run.label, a.name)], zero=low < 0),
             }
             for a in run.arms
         ]  # fmt: skip
@@ -267,20 +266,21 @@ def _results(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[dict[
     return tables
 
 
-def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool) -> dict[str, Any]:
+def _run_view(run: RunFacts, colors: Mapping[tuple[str, str], int], many: bool) -> dict[str, Any]:
     meta, settings = run.run.meta, run.run.settings or {}
-    said = verdict(run)
+    headline, *sentences = verdict(run)
     before, after = run.role(BASELINE), run.after
-    # Of a conditioning gap, what the rubric in the prompt is worth is the result.
-    headline = run.role(CONDITIONED) if run.kind == "gap" else after
-    headline_gain = run.added or (headline.gain if headline else None)
+    # The result of `rgsd gap` is the gain of the model with the rubric in its prompt; that of a run with a control is
+    # what the right rubric added.
+    main_arm = run.role(CONDITIONED) if run.kind == "gap" else after
+    gain = run.added or (main_arm.gain if main_arm else None)
     change = None
     if run.change and run.change["criteria"]["n"]:
         change = _change_view(run.change) | {"before": before, "after": after}
     return {
         "facts": run,
-        "headline": said[0],
-        "said": said[1:],
+        "headline": headline,
+        "sentences": sentences,
         "kind": {
             "rgsd": "RGSD",
             "grpo": "GRPO",
@@ -293,9 +293,9 @@ def _run_view(run: RunFacts, colours: Mapping[tuple[str, str], int], many: bool)
         "provenance": _provenance(run),
         "settings": sorted((k, _setting_text(v)) for k, v in settings.items() if v is not None),
         "started": str(meta.get("started", ""))[:10],
-        "gain": headline_gain,
+        "gain": gain,
         "gains": _gains_view(run),
-        "direction": _direction(headline_gain),
+        "direction": _direction(gain),
         "phases": [
             (name, seconds, 100 * seconds / max(1e-9, sum(run.cost.phases.values())))
             for name, seconds in run.cost.phases.items()
@@ -317,13 +317,13 @@ def _gains_view(run: RunFacts) -> list[dict[str, Any]]:
 
 
 def _direction(gain: Mapping[str, Any] | None) -> str:
-    """Which way the interval points, where it rests on enough prompts to point at all."""
+    """The direction of a gain that is shown; flat otherwise."""
     directions = {Conclusion.BETTER: "up", Conclusion.WORSE: "down"}
     return directions.get(conclude(gain), "flat")
 
 
 def _change_view(change: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups of criteria as rows with bars on one scale, most won first, most lost last."""
+    """Groups of criteria as rows with bars on one scale; the most won and the most lost if there are too many."""
     view: dict[str, Any] = {"criteria": change["criteria"], "prompts": change["prompts"], "length": change["length"]}
     for key, name in (("by_tag", "criteria_by_tag"), ("by_text", "criteria_by_text")):
         groups = [g for g in change[name] if g["won"] or g["lost"]]
@@ -392,42 +392,42 @@ def _comparison(facts: Facts) -> dict[str, Any] | None:
 
 
 def _curves(facts: Facts) -> list[dict[str, Any]]:
-    found = []
+    curves: list[dict[str, Any]] = []
     for title, keys, unit, percent in CURVES:
         series = []
         for i, run in enumerate(facts.runs):
-            # RGSD's loss is the clipped divergence, GRPO's says nothing by its size.
+            # RGSD's loss is the clipped divergence, which has its own curve. The size of GRPO's loss means nothing.
             logged = [] if keys == "loss" and run.kind != "sft" else run.steps
             points = [(s["step"], value) for s in logged if (value := _first(s, keys)) is not None]
-            series.append(Series(run.label, [x for x, _ in points], [y for _, y in points], _line_colour(i)))
+            series.append(Series(run.label, [x for x, _ in points], [y for _, y in points], _line_color(i)))
         flat = all(v == 0 for s in series for v in s.y)
         if keys == "clipped_share" and flat:
-            continue  # no clip
-        if keys == "clipped_divergence" and _same(series, found):
+            continue
+        if keys == "clipped_divergence" and _clips_nothing(series, curves):
             continue
         chart = charts.lines(title, series, unit=unit, percent=percent)
         if chart:
-            found.append({"title": title, "unit": unit, "chart": chart, "key": keys, "series": series, "flat": flat})
-    return found
+            curves.append({"title": title, "unit": unit, "chart": chart, "key": keys, "series": series, "flat": flat})
+    return curves
 
 
 def _first(step: Mapping[str, Any], keys: str) -> float | None:
     return next((float(step[k]) for k in keys.split("|") if isinstance(step.get(k), int | float)), None)
 
 
-def _same(series: Sequence[Series], found: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the clip took nothing, so that the clipped divergence repeats the plain one."""
-    plain = next((f["series"] for f in found if f["key"] == "divergence"), None)
+def _clips_nothing(series: Sequence[Series], curves: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the clipped divergence equals the divergence."""
+    plain = next((c["series"] for c in curves if c["key"] == "divergence"), None)
     return plain is not None and [list(s.y) for s in plain] == [list(s.y) for s in series]
 
 
-def _lengths(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[tuple[str, Markup]]:
+def _lengths(facts: Facts, colors: Mapping[tuple[str, str], int]) -> list[tuple[str, Markup]]:
     many = len(facts.runs) > 1
     groups = [
         (
             f"{r.label}: {a.name}" if many else a.name,
             [s.n_tokens for s in a.samples if s.n_tokens is not None],
-            colours[(a.run, a.name)],
+            colors[(a.run, a.name)],
         )
         for r in facts.runs
         for a in r.arms
@@ -435,11 +435,15 @@ def _lengths(facts: Facts, colours: Mapping[tuple[str, str], int]) -> list[tuple
     return charts.histograms(groups, unit="tokens")
 
 
-# --- The data that the page's script shows --------------------------------------------------------------------------
+# --- The data for the page's script ---------------------------------------------------------------------------------
 
 
-def _payload(facts: Facts, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Prompts with their criteria and every arm's response, each text once."""
+def _payload(facts: Facts, arms: Sequence[ReportArm]) -> dict[str, Any]:
+    """Prompts with their criteria and the response of every arm. Keys are short, and each text is stored once.
+
+    Of a prompt: id, q(uestion), d(omain), c(riteria with weights), a(rms: position -> response). Keys of a response
+    are in `_response`.
+    """
     prompts: dict[tuple[str, str], dict[str, Any]] = {}
     for k, arm in enumerate(arms):
         for sample in arm.samples:
@@ -467,7 +471,12 @@ def _payload(facts: Facts, arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _response(arm: Arm, sample: Sample, criteria: list[list[Any]] | None) -> dict[str, Any]:
+def _response(arm: ReportArm, sample: Sample, criteria: list[list[Any]] | None) -> dict[str, Any]:
+    """A response: r(esponse), s(core), n (tokens), v(erdicts).
+
+    Present only where they apply: w (the judge's reasons), t(runcated), l(eaking), p(roblem), full (the response with
+    its reasoning), c (its own criteria, if they differ from the prompt's).
+    """
     entry: dict[str, Any] = {
         "r": sample.judged_text,
         "s": None if sample.score is None else round(sample.score, 4),
@@ -490,7 +499,7 @@ def _response(arm: Arm, sample: Sample, criteria: list[list[Any]] | None) -> dic
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
-    """The numbers of a report without its responses."""
+    """The numbers of a report, without its responses."""
     return {
         "runs": [
             {
@@ -511,6 +520,6 @@ def as_json(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _arm_numbers(arm: Arm) -> dict[str, Any]:
-    kept = ("run", "name", "role", "score", "gain", "leak_rate", "coverage", "tokens", "truncated", "usage")
-    return {name: getattr(arm, name) for name in kept}
+def _arm_numbers(arm: ReportArm) -> dict[str, Any]:
+    names = ("run", "name", "role", "score", "gain", "leak_rate", "coverage", "tokens", "truncated", "usage")
+    return {name: getattr(arm, name) for name in names}

@@ -1,10 +1,10 @@
-"""`rgsd explain`: on one response, how far the rubric pulls each token, before any training or after it.
+"""`rgsd explain`: how far the rubric moves each token of one response, before or after training.
 
-The student (the prompt alone) and the teacher (the prompt and the rubric) read the same response, as in a training
-step; at each of its tokens stand the divergence of the loss, clipped and not, and the words that either would have
-said there. Logits of the response are held for both in float32: 2 x tokens x vocabulary x 4 bytes.
+The student (prompt alone) and the teacher (prompt and rubric) read the same response, as in a training step. The map
+shows, for each token, the divergence before and after the clip, and the most likely tokens of both models. The logits
+of both models are kept in float32, which takes 2 x tokens x vocabulary x 4 bytes.
 
-Letters in names: N response tokens, V vocabulary, K words shown.
+Letters in names: N response tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -47,59 +47,64 @@ from rgsd.settings import setting
 from rgsd.training.loss import DivergenceSpec, divergence
 
 LOGIT_TOKENS = 128
-"""Tokens whose distributions are compared at once."""
-MOST_NEAR = 5
+"""Tokens to compare at once."""
+N_SUGGESTIONS = 5
+"""Similar ids to name in the error for an unknown id."""
 
 
 @dataclass
 class ExplainConfig:
-    """What is explained. Where `unset` says the run's, a model that is no run takes the value in brackets."""
+    """What to explain. Values in brackets apply to a model that is not a run."""
 
-    output: str = setting("explain.html", "The page, or a .json file for the numbers alone.", aliases=["-o"])
-    keep: bool = setting(False, "Of a run: keep the map in its folder too, where `rgsd report` finds it.")
-    overwrite: bool = setting(False, "Replace an output that is there.")
-    response: str | None = setting(None, "A text file with the response to explain. Unset: stored, else sampled.")
-    arm: str | None = setting(
-        None, "Of a run: explain its stored response of this arm. Unset: `trained`, or `base` of RUN:base, if stored."
+    output: str = setting("explain.html", "File for the page, or a .json file for the numbers alone.", aliases=["-o"])
+    keep: bool = setting(False, "Store the map in the run too, so that `rgsd report` shows it.")
+    overwrite: bool = setting(False, "Replace the output file if it exists.")
+    response: str | None = setting(
+        None, "Text file with the response to explain. Unset: a stored response, or a sampled one."
     )
-    resample: bool = setting(False, "Sample a response even where one is stored.")
-    max_new_tokens: int | None = setting(None, "Longest sampled response, in tokens. Unset: the run's (256).")
-    temperature: float = setting(1.0, "Sampling temperature; 0 is greedy. 1 is what training rollouts use.")
-    seed: int = setting(0, "Seed of sampling, and of the mismatched rubric.")
+    arm: str | None = setting(
+        None, "Arm of the run whose stored response to explain. Unset: `trained`, or `base` for RUN:base."
+    )
+    resample: bool = setting(False, "Sample a response even if one is stored.")
+    max_new_tokens: int | None = setting(
+        None, "Longest sampled response, in tokens. Unset: max_completion_length of the run (256)."
+    )
+    temperature: float = setting(1.0, "Sampling temperature; 0 is greedy. Training rollouts use 1.")
+    seed: int = setting(0, "Seed of sampling and of the mismatched rubric.")
     template: str | None = setting(
-        None, "The teacher's template, by name or as a .jinja file. Unset: the run's (paper)."
+        None, "The teacher's template: a name or a .jinja file. Unset: the run's template (paper)."
     )
     privileged_context: str | None = setting(
         None,
-        "What the teacher is shown. Unset: the run's (rubric).",
+        "What the teacher sees besides the prompt. Unset: as in the run (rubric).",
         choices=["rubric", "reference", "both", "mismatched", "none"],
     )
-    show_weights: bool | None = setting(None, "Show the criteria's weights to it. Unset: the run's (no).")
-    beta: float | None = setting(None, "Divergence: 0 forward KL, 0.5 JSD, 1 reverse KL. Unset: the run's (0.5).")
-    clip: str | None = setting(
-        None, "What the clip caps. Unset: the run's (entry).", choices=["entry", "token", "none"]
+    show_weights: bool | None = setting(None, "Show each criterion's weight to the teacher. Unset: as in the run (no).")
+    beta: float | None = setting(
+        None, "Divergence: 0 is forward KL, 0.5 Jensen-Shannon, 1 reverse KL. Unset: as in the run (0.5)."
     )
-    clip_threshold: float | None = setting(None, "The cap, in nats. Unset: the run's (0.05).")
-    loss_temperature: float | None = setting(None, "Divides both models' logits. Unset: the run's (1).")
-    top_tokens: int = setting(6, "Words shown of teacher and student at each token (K).")
-    dtype: str = setting("auto", "Weights' type, as transformers names it. `auto`: the run's, or the file's.")
+    clip: str | None = setting(
+        None, "What the clip caps. Unset: as in the run (entry).", choices=["entry", "token", "none"]
+    )
+    clip_threshold: float | None = setting(None, "The cap, in nats. Unset: as in the run (0.05).")
+    loss_temperature: float | None = setting(None, "Divisor of both models' logits. Unset: as in the run (1).")
+    top_tokens: int = setting(6, "Number of most likely tokens to show for teacher and student.")
+    dtype: str = setting("auto", "Type of the weights, as in transformers. `auto`: as in the run, or in the file.")
     model_revision: str = setting("main", "Revision of a hub model.")
-    trust_remote_code: bool = setting(False, "Run code that comes with a model. Only for sources that you trust.")
+    trust_remote_code: bool = setting(False, "Run code that ships with a model. Only for sources you trust.")
 
     def __post_init__(self) -> None:
-        if self.top_tokens < 1:
-            raise ConfigError(f"top_tokens is {self.top_tokens}, at least 1 is wanted")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, at least 1 is wanted")
+        for name in ("top_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.response and self.arm:
-            raise ConfigError(
-                "both response and arm are set: the response comes from the file or from the run, say which"
-            )
+            raise ConfigError("response and arm are both set: take the response from a file or from the run, not both")
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """All settings in place: the command's, else the run's, else the defaults."""
+    """The settings in effect: the command's, or else the run's, or else the defaults."""
 
     prompt: PromptSettings
     spec: DivergenceSpec
@@ -110,59 +115,60 @@ class Resolved:
 
 
 def explain(name: str, example_id: str | None, data: DataConfig, settings: ExplainConfig) -> dict[str, Any]:
-    """The token map of one response.
+    """Compute the token map of one response.
 
     Args:
-        name: a model, a run's folder (its trained policy against the base that sees the rubric) or RUN:base.
-        example_id: of the data; None: the run's first held-out prompt, or the data's first.
-        data: the rubric data; at its defaults beside a run, the run's own.
-        settings: the rest.
+        name: A model, a run (its trained policy against the base model with the rubric), or RUN:base.
+        example_id: Id of the example; None for the run's first held-out prompt, or the first example of the data.
+        data: The rubric data. Beside a run, the defaults mean the run's own data.
+        settings: All other settings.
 
     Returns:
-        what `rgsd.report.page.token_page` shows; JSON-able.
+        The map for `rgsd.report.page.token_page`, in JSON types.
 
     Raises:
-        RGSDError: for a model, run, example, response or setting that cannot be used.
+        RGSDError: If a model, run, example, response or setting cannot be used.
     """
-    one = RunRef.parse_policy(name)
-    if one.privileged_context != "none":
+    ref = RunRef.parse_policy(name)
+    if ref.privileged_context != "none":
         raise ConfigError(
-            f"{name!r} names an privileged_context: say --privileged_context {one.privileged_context}, and "
-            f"give the model alone"
+            f"{name!r} names a privileged context: use {name.rpartition('+')[0]} with --privileged_context "
+            f"{ref.privileged_context}"
         )
-    run = _run(one)
+    run = _run(ref)
     if settings.keep and run is None:
-        raise ConfigError(f"keep is set, but {one.source!r} is no run's folder, so there is nowhere to keep the map")
+        raise ConfigError(f"--keep stores the map in a run, but {ref.source!r} is not a run: leave out --keep")
     resolved = resolve(settings, run)
     examples = examples_by_id(run) if run is not None and data == DataConfig() else load_by_id(data)
     example = _chosen(example_id, examples, run)
     student_prompt, teacher_prompt = student_messages(example), _teacher(example, examples, resolved.prompt, run)
-    policy = one.policy
+    policy = ref.policy
 
     measure = MeasureConfig(
         dtype=settings.dtype, model_revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
     )
-    model, tokenizer = load_policy(one, measure)
+    model, tokenizer = load_policy(ref, measure)
     student_ids, teacher_ids = (
         replay.prompt_ids(tokenizer, p, resolved.chat_template_kwargs) for p in (student_prompt, teacher_prompt)
     )
     starts_in_thinking = prompt_opens_thinking(student_ids, tokenizer, resolved.think_tags[0])
     response, source = _response(
-        one, run, example, student_prompt, model, tokenizer, settings, resolved, starts_in_thinking
+        ref, run, example, student_prompt, model, tokenizer, settings, resolved, starts_in_thinking
     )
     read = replay.replay(response, tokenizer, think_tags=resolved.think_tags, mask_thinking=resolved.mask_thinking)
     student_NV = replay.logits(model, student_ids, read.ids, example.id).float().cpu()
     fingerprint = models.fingerprint(model)
     if policy == "trained":
+        # The teacher is the model before training. Freed first, so that only one model is in memory.
         del model
         gc.collect()
-        model, _ = load_policy(dataclasses.replace(one, arm="base"), measure)
+        model, _ = load_policy(dataclasses.replace(ref, arm="base"), measure)
     teacher_NV = replay.logits(model, teacher_ids, read.ids, example.id).float().cpu()
     rows = token_rows(student_NV, teacher_NV, read.ids, read.in_loss, tokenizer, resolved.spec, settings.top_tokens)
-    found = {
+    token_map = {
         "example_id": example.id,
         "policy": policy,
-        "model": one.source,
+        "model": ref.source,
         "model_fingerprint": fingerprint,
         "question": example.messages[-1]["content"],
         "teacher_prompt": [dict(m) for m in teacher_prompt],
@@ -179,12 +185,12 @@ def explain(name: str, example_id: str | None, data: DataConfig, settings: Expla
     }
     if settings.keep and run is not None:
         hold(run.folder)
-        run.append(TOKEN_MAPS, [found])
-    return found
+        run.append(TOKEN_MAPS, [token_map])
+    return token_map
 
 
 def resolve(settings: ExplainConfig, run: Run | None) -> Resolved:
-    """The settings in place."""
+    """Resolve the settings in effect."""
     of_run: Mapping[str, Any] = (run.settings if run else None) or {}
 
     def value(name: str, default: Any) -> Any:
@@ -216,35 +222,35 @@ def resolve(settings: ExplainConfig, run: Run | None) -> Resolved:
     )
 
 
-def _run(one: RunRef) -> Run | None:
-    if not one.is_run:
+def _run(ref: RunRef) -> Run | None:
+    if not ref.is_run:
         return None
-    run = open_run(one.source)
+    run = open_run(ref.source)
     if not (run.settings or {}).get("model_name_or_path"):
         raise RunError(
-            f"{one.source} is an evaluation, which has no model of its own: name the model, or the run of "
+            f"{ref.source} is an evaluation, which has no model of its own: name the model, or the run of "
             "`rgsd train` or `rgsd grpo`"
         )
-    if not one.is_base and run.meta.get("status") != "finished":
+    if not ref.is_base and run.meta.get("status") != "finished":
         raise RunError(
-            f"the run in {one.source} is {run.meta.get('status')!r}, so it has no trained policy yet: explain "
-            f"{one.source}:base, or finish the run"
+            f"the run in {ref.source} has status {run.meta.get('status')!r} and no trained policy yet: explain "
+            f"{ref.source}:base, or finish the run"
         )
     return run
 
 
-def _chosen(wanted: str | None, examples: Mapping[str, Example], run: Run | None) -> Example:
+def _chosen(example_id: str | None, examples: Mapping[str, Example], run: Run | None) -> Example:
     if not examples:
-        raise DataError("the data hold no example to explain")
-    if wanted is None:
+        raise DataError("the data has no example to explain: check --data and --schema")
+    if example_id is None:
         held_out = _split(run).get("held_out") or []
         return next((examples[i] for i in held_out if i in examples), next(iter(examples.values())))
-    if wanted in examples:
-        return examples[wanted]
-    near = difflib.get_close_matches(wanted, list(examples), MOST_NEAR, 0.0)
+    if example_id in examples:
+        return examples[example_id]
+    similar = difflib.get_close_matches(example_id, list(examples), N_SUGGESTIONS, 0.0)
     raise DataError(
-        f"no example has the id {wanted!r}, the data have {len(examples)}, such as {', '.join(near)}: "
-        "`rgsd data PATH` shows one, `--data PATH` takes other data"
+        f"no example has the id {example_id!r} among {len(examples)}, for example {', '.join(similar)}: choose one of "
+        "them, or other data with --data"
     )
 
 
@@ -256,7 +262,7 @@ def _split(run: Run | None) -> dict[str, list[str]]:
 def _teacher(
     example: Example, examples: Mapping[str, Example], settings: PromptSettings, run: Run | None
 ) -> list[dict[str, str]]:
-    """The teacher's prompt; for the mismatched control another prompt's rubric, from the same side of the split."""
+    """The teacher's prompt. The mismatched control shows a rubric from the same side of the split, as in training."""
     if settings.privileged_context != "mismatched":
         reference = None
         if (
@@ -267,17 +273,17 @@ def _teacher(
             reference = stored_references(run).get(example.id)
             if reference is None:
                 raise DataError(
-                    f"the run in {run.folder} has no self-written reference for example {example.id!r}, and its "
-                    "teacher reads no other: explain one of the prompts that it was trained or measured on"
+                    f"the run in {run.folder} has no self-written reference for example {example.id!r}: explain a "
+                    "prompt that it was trained or evaluated on"
                 )
         return teacher_messages(example, settings, reference=reference)
     side = next((ids for ids in _split(run).values() if example.id in ids), list(examples))
     members = list(rubric_data.deduplicate([examples[i] for i in side if i in examples]).examples)
     rows = training_rows(members, settings)
-    found = next((r["teacher_prompt"] for r in rows if r["example_id"] == example.id), None)
-    if found is None:
-        raise DataError(f"example {example.id!r} is a duplicate of another prompt: explain that one, or its own rubric")
-    return found
+    prompt = next((r["teacher_prompt"] for r in rows if r["example_id"] == example.id), None)
+    if prompt is None:
+        raise DataError(f"example {example.id!r} duplicates another prompt: explain that one")
+    return prompt
 
 
 def _criteria(example: Example, settings: PromptSettings) -> list[dict[str, Any]]:
@@ -290,7 +296,7 @@ def _criteria(example: Example, settings: PromptSettings) -> list[dict[str, Any]
 
 
 def _response(
-    one: RunRef,
+    ref: RunRef,
     run: Run | None,
     example: Example,
     prompt: list[dict[str, str]],
@@ -300,23 +306,21 @@ def _response(
     resolved: Resolved,
     starts_in_thinking: bool,
 ) -> tuple[Response, str]:
-    """The response, and where it is from. `opened`: whether the prompt opens its reasoning."""
+    """The response and a description of its source: the given file, the run's stored response, or a new sample."""
     if settings.response:
         path = Path(settings.response)
         try:
             text = path.read_text("utf-8").removesuffix("\n")
             return Response(text, 0, is_truncated=False, starts_in_thinking=starts_in_thinking), f"the file {path.name}"
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"the response {settings.response!r} cannot be read ({error}): a UTF-8 text is wanted"
-            ) from error
-    arm = settings.arm or (run and run.arm_of(BASELINE if one.is_base else TRAINED)) or ""
+            raise DataError(f"cannot read the response from {settings.response} as UTF-8 text: {error}") from error
+    arm = settings.arm or (run and run.arm_of(BASELINE if ref.is_base else TRAINED)) or ""
     stored = {} if run is None or settings.resample else stored_responses(run, arm)
     if example.id in stored:
         return stored[example.id].response, f"the run's stored response of `{arm}`"
     if settings.arm:
         raise RunError(
-            f"{one.source} has no stored response of arm {arm!r} to example {example.id!r}: leave out --arm to "
+            f"{ref.source} has no stored response of arm {arm!r} to example {example.id!r}: leave out --arm to "
             "sample one"
         )
     sampling = SamplingConfig(
@@ -342,47 +346,47 @@ def token_rows(
     spec: DivergenceSpec,
     top_tokens: int,
 ) -> list[dict[str, Any]]:
-    """One row a response token.
+    """One row per response token.
 
     Returns:
-        `t` its text; `d` and `c` the divergence before and after the clip, in nats; `m` whether it is in the loss; `x`
-        on special tokens alone; `pt`, `ps` the probability that teacher and student give it; `T`, `S` their likeliest
-        words with probabilities. Probabilities are at the loss temperature.
+        Rows with `t`, the token's text; `d` and `c`, the divergence before and after the clip, in nats; `m`, whether it
+        is in the loss; `x`, only on special tokens; `pt` and `ps`, its probability under teacher and student; `T` and
+        `S`, their most likely tokens with probabilities. Probabilities are at the loss temperature.
     """
     texts, decoder = align(list(ids), tokenizer).token_texts(), Decoder(tokenizer)
     special = set(tokenizer.all_special_ids)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(ids), LOGIT_TOKENS):
         part = slice(start, start + LOGIT_TOKENS)
-        found = divergence(student_NV[part], teacher_NV[part], spec)
+        divergences = divergence(student_NV[part], teacher_NV[part], spec)
         p_student, p_teacher = ((x[part] / spec.temperature).softmax(-1) for x in (student_NV, teacher_NV))
         tops = [p.topk(min(top_tokens, p.size(-1)), dim=-1) for p in (p_teacher, p_student)]
         for i, token in enumerate(ids[part]):
-            teacher_words, student_words = (
+            teacher_tokens, student_tokens = (
                 [
-                    [decoder([int(w)]), _short(float(p))]
-                    for w, p in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
+                    [decoder([int(t)]), _rounded(float(p))]
+                    for t, p in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
                 ]
                 for top in tops
             )
             rows.append(
                 {
                     "t": texts[start + i],
-                    "d": _short(float(found.unclipped_N[i])),
-                    "c": _short(float(found.clipped_N[i])),
+                    "d": _rounded(float(divergences.unclipped_N[i])),
+                    "c": _rounded(float(divergences.clipped_N[i])),
                     "m": bool(in_loss[start + i]),
                     **({"x": 1} if token in special else {}),
-                    "pt": _short(float(p_teacher[i, token])),
-                    "ps": _short(float(p_student[i, token])),
-                    "T": teacher_words,
-                    "S": student_words,
+                    "pt": _rounded(float(p_teacher[i, token])),
+                    "ps": _rounded(float(p_student[i, token])),
+                    "T": teacher_tokens,
+                    "S": student_tokens,
                 }
             )
     return rows
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the tokens in the loss, in nats a token, and how unevenly the divergence lies on them."""
+    """Means over the tokens in the loss, in nats per token, and the share of the divergence on their top tenth."""
     kept = [r for r in rows if r["m"]]
     if not kept:
         return {"n_tokens": len(rows), "n_in_loss": 0, "mean": None, "mean_clipped": None, "top_tenth_share": None}
@@ -397,8 +401,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _short(value: float) -> float:
-    """Five significant digits: what a page can show, and not more bytes than that."""
+def _rounded(value: float) -> float:
+    """The value with five significant digits, which keeps the page small."""
     return float(f"{value:.5g}")
 
 

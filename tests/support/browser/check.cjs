@@ -44,7 +44,7 @@ async function look(browser, file, view, profile) {
   const tokens = page.locator("#mapview .tok");
   seen.tokens = await tokens.count();
   if (seen.tokens > 3) {
-    const word = page.locator("#mapview .word");
+    const word = page.locator("#mapview .token");
     const told = [await word.innerText()];
     if (view.hasTouch) { await tokens.nth(2).tap(); } else { await tokens.nth(2).hover(); }
     told.push(await word.innerText());

@@ -1,6 +1,6 @@
 "use strict";
-// Draws what the page cannot hold drawn: the browser of responses, ten at a time, and the token maps.
-// Text of a run is only ever set as text; no markup is made from it.
+// Draws the list of responses, ten prompts at a time, and the token maps.
+// Text from a run is untrusted: it is only ever inserted as text, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
@@ -42,11 +42,11 @@
     const number = ++mapCount;
     const inLoss = map.tokens.filter((t) => t.m);
     const top = Math.max(0.01, quantile((inLoss.length ? inLoss : map.tokens).map((t) => t.d), 0.97));
-    // The root spreads small pulls; readers see that something is there, and the number says how much.
+    // The square root makes small divergences visible; the panel gives the exact values.
     const modes = {
-      d: { name: "how far", tint: () => "--heat", level: (t) => Math.sqrt(Math.min(1, Math.max(0, t.d) / top)) },
-      c: { name: "after the clip", tint: () => "--heat", level: (t) => Math.sqrt(Math.min(1, Math.max(0, t.c) / top)) },
-      w: { name: "which way", tint: (t) => (t.pt >= t.ps ? "--toward" : "--away"),
+      d: { name: "divergence", tint: () => "--heat", level: (t) => Math.sqrt(Math.min(1, Math.max(0, t.d) / top)) },
+      c: { name: "clipped divergence", tint: () => "--heat", level: (t) => Math.sqrt(Math.min(1, Math.max(0, t.c) / top)) },
+      w: { name: "direction", tint: (t) => (t.pt >= t.ps ? "--toward" : "--away"),
            level: (t) => (t.pt === t.ps ? 0 : Math.min(1, Math.abs(Math.log((t.pt + 1e-6) / (t.ps + 1e-6))) / Math.log(20))) },
     };
     const tokens = map.tokens.map((t, i) => {
@@ -58,11 +58,11 @@
       }
       return span;
     });
-    const list = make("div", { class: "toks", role: "listbox", tabindex: "0", "aria-label": "Response, token by token: arrow keys move" }, ...tokens);
-    const word = make("div", { class: "word", role: "status" });
+    const list = make("div", { class: "toks", role: "listbox", tabindex: "0", "aria-label": "Tokens of the response. Arrow keys move." }, ...tokens);
+    const panel = make("div", { class: "token", role: "status" });
     const scale = make("span", { class: "scale" });
 
-    function colour(mode) {
+    function color(mode) {
       map.tokens.forEach((t, i) => {
         tokens[i].style.setProperty("--h", (0.9 * modes[mode].level(t)).toFixed(3));
         tokens[i].style.setProperty("--tint", `var(${modes[mode].tint(t)})`);
@@ -75,12 +75,12 @@
         b.style.setProperty("background", `rgb(var(${tint}) / ${h})`);
         swatches.append(b);
       }
-      scale.append(mode === "w" ? "teacher says it less" : "0", swatches, mode === "w" ? "teacher says it more" : `${nats(top)} nats and more`);
+      scale.append(mode === "w" ? "less likely with the rubric" : "0", swatches, mode === "w" ? "more likely with the rubric" : `${nats(top)} nats or more`);
     }
 
-    function words(title, entries, said) {
+    function topTokens(title, entries, written) {
       return make("div", {}, make("h4", { text: title }), make("ol", {}, ...entries.map(([text, p]) => {
-        const li = make("li", { class: text === said ? "said-here" : "" }, make("span", { text: shownText(text) }), make("em", { text: percent(p) }));
+        const li = make("li", { class: text === written ? "written" : "" }, make("span", { text: shownText(text) }), make("em", { text: percent(p) }));
         li.style.setProperty("--w", `${Math.round(100 * p)}%`);
         return li;
       })));
@@ -96,13 +96,13 @@
       tokens[i].setAttribute("aria-selected", "true");
       list.setAttribute("aria-activedescendant", tokens[i].id);
       const clipped = t.d - t.c > 1e-9 ? `, ${nats(t.c)} after the clip` : "";
-      word.replaceChildren(
+      panel.replaceChildren(
         make("h3", {}, "\u201c", make("code", { text: shownText(t.t) }), "\u201d"),
-        make("p", { text: `${nats(t.d)} nats apart${clipped}${t.m ? "" : "; not in the loss"}. Here the teacher says it with ${percent(t.pt)}, the student with ${percent(t.ps)}.` }),
-        make("div", { class: "dists" }, words("Teacher\u2019s words", t.T, t.t), words("Student\u2019s words", t.S, t.t)),
+        make("p", { text: `Divergence: ${nats(t.d)} nats${clipped}${t.m ? "" : "; not in the loss"}. Probability of this token: teacher ${percent(t.pt)}, student ${percent(t.ps)}.` }),
+        make("div", { class: "dists" }, topTokens("Teacher\u2019s top tokens", t.T, t.t), topTokens("Student\u2019s top tokens", t.S, t.t)),
       );
     }
-    word.append(make("h3", { text: "Point at a word" }), make("p", { text: "With the mouse, a finger, or the arrow keys: what teacher and student would have said there." }));
+    panel.append(make("h3", { text: "Select a token" }), make("p", { text: "Use the mouse, touch, or the arrow keys to see the most likely tokens of teacher and student at that position." }));
 
     const indexOf = (event) => tokens.indexOf(event.target.closest && event.target.closest(".tok"));
     list.addEventListener("mouseover", (event) => show(indexOf(event)));
@@ -116,16 +116,16 @@
       tokens[at].scrollIntoView({ block: "nearest" });
     });
 
-    const choice = make("fieldset", {}, make("legend", { text: "Colour by" }));
+    const choice = make("fieldset", {}, make("legend", { text: "Color by" }));
     Object.entries(modes).forEach(([key, mode], i) => {
       const input = make("input", { type: "radio", name: `mode${number}`, value: key, checked: i === 0 });
-      input.addEventListener("change", () => colour(key));
+      input.addEventListener("change", () => color(key));
       choice.append(make("label", {}, input, mode.name));
     });
     const criteria = make("div", { class: "crit" }, make("h3", { text: "The rubric" }), make("ol", {}, ...(map.criteria || []).map((c) =>
       make("li", {}, c.weight < 0 ? make("span", { class: "tag bad", text: "pitfall" }) : null, c.weight < 0 ? " " : null, c.criterion, make("small", { text: ` (${c.weight})` }), c.is_shown ? null : make("small", { text: " not shown to the teacher" })))));
-    target.replaceChildren(make("div", { class: "map" }, make("div", { class: "maphead" }, choice, scale), list, make("div", { class: "side-panel" }, word, criteria)));
-    colour("d");
+    target.replaceChildren(make("div", { class: "map" }, make("div", { class: "maphead" }, choice, scale), list, make("div", { class: "side-panel" }, panel, criteria)));
+    color("d");
   }
 
   const view = $("mapview");
@@ -156,7 +156,7 @@
   const isUnscored = (r) => r && (r.p || r.v.some((v) => v === null));
   let texts = null;
   function textOf(i) {
-    // Made at the first search, once.
+    // Built at the first search, since most readers never search.
     texts = texts || data.prompts.map((p) => [p.id, p.q, ...p.c.map((c) => c[0]), ...Object.values(p.a).map((r) => r.r)].join("\n").toLowerCase());
     return texts[i];
   }
@@ -171,26 +171,27 @@
       unscored: (p) => [state.left, state.right].some((k) => isUnscored(p.a[k])),
       map: (p) => mapped.has(p.id),
     }[state.filter];
-    const wanted = state.find.trim().toLowerCase();
-    const found = data.prompts.filter((p, i) => (p.a[state.left] || p.a[state.right]) && keep(p) && (!wanted || textOf(i).includes(wanted)));
+    const query = state.find.trim().toLowerCase();
+    const prompts = data.prompts.filter((p, i) => (p.a[state.left] || p.a[state.right]) && keep(p) && (!query || textOf(i).includes(query)));
     const length = (p) => (p.a[state.right] && p.a[state.right].n) || 0;
-    if (state.sort === "gain") found.sort((a, b) => (gain(b) ?? -9) - (gain(a) ?? -9));
-    if (state.sort === "loss") found.sort((a, b) => (gain(a) ?? 9) - (gain(b) ?? 9));
-    if (state.sort === "long") found.sort((a, b) => length(b) - length(a));
-    return found;
+    // Prompts without a gain come last.
+    if (state.sort === "gain") prompts.sort((a, b) => (gain(b) ?? -9) - (gain(a) ?? -9));
+    if (state.sort === "loss") prompts.sort((a, b) => (gain(a) ?? 9) - (gain(b) ?? 9));
+    if (state.sort === "long") prompts.sort((a, b) => length(b) - length(a));
+    return prompts;
   }
 
   function side(prompt, k) {
     const r = prompt.a[k];
     const head = make("h4", {}, data.arms[k]);
-    if (!r) return make("div", { class: "side" }, head, make("p", { class: "empty", text: "No response of this policy." }));
+    if (!r) return make("div", { class: "side" }, head, make("p", { class: "empty", text: "This policy has no response." }));
     head.append(make("small", { text: (r.s === null ? "unscored" : `score ${r.s.toFixed(3)}`) + (r.n === null ? "" : `, ${r.n} tokens`) }));
     if (r.t) head.append(make("span", { class: "tag", text: "cut off" }));
-    if (r.l) head.append(make("span", { class: "tag bad", text: "speaks of a rubric" }));
+    if (r.l) head.append(make("span", { class: "tag bad", text: "mentions a rubric" }));
     if (r.p) head.append(make("span", { class: "tag bad", text: `judge: ${r.p}` }));
     const box = make("div", { class: "side" }, head);
-    box.append(r.r.trim() ? make("div", { class: "text", dir: "auto", text: r.r, tabindex: "0", role: "group", "aria-label": `Response of ${data.arms[k]}` }) : make("p", { class: "empty", text: "An empty response." }));
-    if (r.full) box.append(make("details", {}, make("summary", { text: "With its reasoning" }), make("div", { class: "text", dir: "auto", text: r.full })));
+    box.append(r.r.trim() ? make("div", { class: "text", dir: "auto", text: r.r, tabindex: "0", role: "group", "aria-label": `Response of ${data.arms[k]}` }) : make("p", { class: "empty", text: "The response is empty." }));
+    if (r.full) box.append(make("details", {}, make("summary", { text: "With reasoning" }), make("div", { class: "text", dir: "auto", text: r.full })));
     return box;
   }
 
@@ -199,7 +200,7 @@
     if (value === null || value === undefined) cell.append(make("span", { class: "open", text: value === null ? "unscored" : "–" }));
     else {
       const good = weight < 0 ? 1 - value : value;
-      const word = value === 1 ? (weight < 0 ? "fell in" : "met") : value === 0 ? (weight < 0 ? "avoided" : "not met") : value.toFixed(2);
+      const word = value === 1 ? "met" : value === 0 ? (weight < 0 ? "avoided" : "not met") : value.toFixed(2);
       cell.append(make("span", { class: good >= 0.5 ? "yes" : "no", text: (good >= 0.5 ? "\u2713" : "\u2717") + " " }, make("span", { class: value > 0 && value < 1 ? "" : "mw", text: word })));
     }
     if (reason) cell.append(make("br"), make("small", { text: reason }));
@@ -236,7 +237,7 @@
     const map = mapped.get(prompt.id);
     if (map) {
       const target = make("div");
-      const details = make("details", {}, make("summary", { text: "Token map: how far the rubric pulls each word" }), target);
+      const details = make("details", {}, make("summary", { text: "Token map" }), target);
       details.addEventListener("toggle", () => { if (details.open && !target.firstChild) drawMap(target, map); });
       box.append(details);
     }
@@ -244,13 +245,13 @@
   }
 
   function render(isNewChoice) {
-    const found = chosen();
-    const pages = Math.max(1, Math.ceil(found.length / data.perPage));
+    const prompts = chosen();
+    const pages = Math.max(1, Math.ceil(prompts.length / data.perPage));
     if (isNewChoice) state.page = 0;
     state.page = Math.min(pages - 1, Math.max(0, state.page));
     const start = state.page * data.perPage;
-    $("list").replaceChildren(...found.slice(start, start + data.perPage).map(card));
-    $("count").textContent = found.length === 1 ? "1 prompt" : `${found.length.toLocaleString("en")} prompts`;
+    $("list").replaceChildren(...prompts.slice(start, start + data.perPage).map(card));
+    $("count").textContent = prompts.length === 1 ? "1 prompt" : `${prompts.length.toLocaleString("en")} prompts`;
     $("pager").hidden = pages < 2;
     $("where").textContent = `Page ${state.page + 1} of ${pages}`;
     $("prev").disabled = state.page === 0;
