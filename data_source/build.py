@@ -6,7 +6,7 @@
 `kinds.yaml` defines what each kind of question wants and penalizes. `prompts/KIND.yaml` holds the prompts with their
 own facts and references. A rubric consists of its kind's criteria, the prompt's facts, and the pitfalls.
 
-The check of a fact is written in short form and compiled to the language of `rgsd.judges.checks`:
+The check of a fact is written in short form and compiled to the language of `rgsd.rubrics.checks`:
 
     "cool & water|tap"       one sentence contains "cool" and "water" or "tap", without a negation before them
     "!rub"                   one sentence contains "rub" after a negation ("do not rub")
@@ -73,7 +73,7 @@ def sentence_part(part: str) -> str:
 
 
 def compiled(check: str, words: Mapping[str, str]) -> dict[str, Any]:
-    """The check of a fact, in the language of `rgsd.judges.checks`."""
+    """The check of a fact, in the language of `rgsd.rubrics.checks`."""
     for name, pattern in words.items():
         check = check.replace(f"{{{name}}}", pattern)
     return {"regex": CLAUSE + "".join(sentence_part(part.strip()) for part in re.split(r"\s&\s", check))}

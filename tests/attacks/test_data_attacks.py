@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 
 from rgsd.errors import CheckUndecided, DataError
-from rgsd.judges import ChecksJudge, checks
-from rgsd.judges.checks import holds, validate
-from rgsd.rubrics import Criterion, Example, Rubric
+from rgsd.judges import ChecksJudge
+from rgsd.rubrics import Criterion, Example, Rubric, checks
+from rgsd.rubrics.checks import holds, validate
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -70,7 +70,7 @@ def test_the_files_are_what_the_sources_give():
     ],
 )
 def test_a_short_check_is_compiled(check, met, unmet):
-    from rgsd.judges.checks import holds
+    from rgsd.rubrics.checks import holds
 
     compiled = build().compiled(check, {"TAP": "tap|faucet"})
     assert holds(compiled, met)

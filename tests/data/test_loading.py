@@ -100,7 +100,7 @@ def test_limit_counts_rows_read(tmp_path: Path):
     path = write_jsonl(tmp_path / "rows.jsonl", own(1), "{broken", own(3), own(4))
     loaded = load(path, limit=3, skip_bad_rows=True)
     assert (loaded.n_rows, len(loaded.examples), len(loaded.problems)) == (3, 2, 1)
-    with pytest.raises(DataError, match=r"got limit=0, wanted a whole number of at least 1"):
+    with pytest.raises(DataError, match=r"got limit=0, expected a whole number of at least 1"):
         load(path, limit=0)
 
 
@@ -116,7 +116,7 @@ def test_bad_rows_are_collected_and_counted(tmp_path: Path):
     assert "3 of 5 rows cannot be used" in message
     assert "rows.jsonl, row 2: got a line that is not JSON" in message
     assert "rows.jsonl, row 3, field rubric: got a list of 0" in message
-    assert "rows.jsonl, row 4: got a list of 1, wanted an object with named fields" in message
+    assert "rows.jsonl, row 4: got a list of 1, expected an object with named fields" in message
     assert "skip_bad_rows=True" in message
     loaded = load(path, skip_bad_rows=True)
     assert [e.id for e in loaded.examples] == ["r1", "r5"]
@@ -196,11 +196,11 @@ def test_nesting_beyond_reason_is_a_bad_row(tmp_path: Path):
         ("rows.json", '{"data": []}', "a file without a row"),
         ("rows.json", '{"a": 1}\n{"a": 2}', "call it .jsonl when it has one object a line"),
         ("rows.json", "[1, 2", "not JSON"),
-        ("rows.json", "3", "got a int, wanted a list of rows"),
+        ("rows.json", "3", "got a int, expected a list of rows"),
         ("rows.json", '{"a": [1], "b": [2]}', "got one object with the keys a, b"),
         ("rows.json", '{"prompt": "p", "rubric": [{"criterion": "c"}]}', r"wrap the rows in \[ \]"),
         ("rows.parquet", "not parquet", "not readable parquet"),
-        ("rows.csv", "a,b", r"the suffix '\.csv', wanted \.json or \.jsonl or \.parquet"),
+        ("rows.csv", "a,b", r"the suffix '\.csv', expected \.json or \.jsonl or \.parquet"),
         ("rows", "a", "the suffix ''"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_folder_without_files_of_rows(tmp_path: Path):
     with pytest.raises(DataError, match="got a folder with nothing"):
         load(tmp_path)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"got a folder with notes\.txt, wanted"):
+    with pytest.raises(DataError, match=r"got a folder with notes\.txt, expected"):
         load(tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_rows_of_no_known_schema(tmp_path: Path):
 
 def test_rows_of_two_schemas(tmp_path: Path):
     path = write_jsonl(tmp_path / "rows.jsonl", published_rows.row("healthbench"), published_rows.row("prbench"))
-    with pytest.raises(DataError, match=r"healthbench \(1 rows\) and prbench \(1 rows\), wanted exactly one"):
+    with pytest.raises(DataError, match=r"healthbench \(1 rows\) and prbench \(1 rows\), expected exactly one"):
         load(path)
 
 
@@ -273,7 +273,7 @@ def test_a_row_of_another_schema_after_the_sample_is_a_bad_row(tmp_path: Path):
     rows = [own(n) for n in range(25)] + [published_rows.row("verl")]
     (problem,) = load(write_jsonl(tmp_path / "rows.jsonl", *rows), skip_bad_rows=True).problems
     assert problem.row == 26
-    assert "got a row of schema 'verl', wanted one of schema 'rgsd'" in problem.message
+    assert "got a row of schema 'verl', expected one of schema 'rgsd'" in problem.message
 
 
 def test_a_row_of_no_schema_is_a_bad_row_of_the_files_schema(tmp_path: Path):
@@ -339,12 +339,12 @@ def test_hub_rows_of_one_file():
 @pytest.mark.parametrize(
     ("source", "split", "message"),
     [
-        ("some/set", None, "got the splits train, test, wanted one: pass split="),
+        ("some/set", None, "got the splits train, test, expected one: pass split="),
         ("some/set", "val", "Unknown split 'val'.*check the id, the split"),
         ("no/body", None, "doesn't exist on the Hub"),
         ("broken/build", None, "error occurred while generating"),
         ("some/set", "empty", "a dataset without a row"),
-        ("not a hub id", None, "wanted a hub id"),
+        ("not a hub id", None, "expected a hub id"),
     ],
 )
 def test_hub_rows_that_cannot_be_had(source, split, message):

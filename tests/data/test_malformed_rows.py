@@ -44,49 +44,49 @@ def user(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-NUMBER = "wanted a finite number other than 0"
-LIST = "wanted a list of at least one criterion"
-TEXT = "wanted a text that is not empty"
-TURNS = "wanted a text, or a list of {role, content}"
-LAST = "wanted 'user' in the last turn"
+NUMBER = "expected a finite number other than 0"
+LIST = "expected a list of at least one criterion"
+TEXT = "expected a non-empty string"
+TURNS = "expected a string, or a list of {role, content}"
+LAST = "expected 'user' in the last turn"
 
 # (schema, what is wrong, the change, the field named, a piece of the message)
 CASES = [
     # --- our own
     ("rgsd", "no prompt", drop("prompt"), "prompt", f"got nothing, {TURNS}"),
-    ("rgsd", "empty prompt", put("prompt", value="  "), "prompt", f"got an empty text, {TURNS}"),
+    ("rgsd", "empty prompt", put("prompt", value="  "), "prompt", f"got an empty string, {TURNS}"),
     ("rgsd", "prompt is a number", put("prompt", value=3), "prompt", f"got 3, {TURNS}"),
     ("rgsd", "no turns", put("prompt", value=[]), "prompt", f"got a list of 0, {TURNS}"),
-    ("rgsd", "turn is a text", put("prompt", value=["hi"]), "prompt[0]", "got 'hi', wanted a turn"),
-    ("rgsd", "unknown role", put("prompt", 1, "role", value="human"), "prompt[1].role", "got 'human', wanted one of"),
-    ("rgsd", "no role", drop("prompt", 1, "role"), "prompt[1].role", "got nothing, wanted one of system, user"),
+    ("rgsd", "turn is a text", put("prompt", value=["hi"]), "prompt[0]", "got 'hi', expected a turn"),
+    ("rgsd", "unknown role", put("prompt", 1, "role", value="human"), "prompt[1].role", "got 'human', expected one of"),
+    ("rgsd", "no role", drop("prompt", 1, "role"), "prompt[1].role", "got nothing, expected one of system, user"),
     (
         "rgsd",
         "null content",
         put("prompt", 1, "content", value=None),
         "prompt[1].content",
-        "got nothing, wanted a text",
+        "got nothing, expected a string",
     ),
     (
         "rgsd",
         "content is an object",
         put("prompt", 1, "content", value={"a": 1}),
         "prompt[1].content",
-        "keys a, wanted",
+        "keys a, expected",
     ),
     (
         "rgsd",
         "image part",
         put("prompt", 1, "content", value=[{"type": "image_url", "image_url": "x"}]),
         "prompt[1].content[0]",
-        "got 'image_url', wanted a text",
+        "got 'image_url', expected a string",
     ),
     (
         "rgsd",
         "blank user turn",
         put("prompt", 1, "content", value=" \n"),
         "prompt[1].content",
-        f"got an empty text, {TEXT}",
+        f"got an empty string, {TEXT}",
     ),
     (
         "rgsd",
@@ -98,14 +98,14 @@ CASES = [
     ("rgsd", "null rubric", put("rubric", value=None), "rubric", f"got nothing, {LIST}"),
     ("rgsd", "empty rubric", put("rubric", value=[]), "rubric", f"got a list of 0, {LIST}"),
     ("rgsd", "rubric is a text", put("rubric", value="Be nice."), "rubric", f"got 'Be nice.', {LIST}"),
-    ("rgsd", "criterion is a text", put("rubric", 0, value="Be nice."), "rubric[0]", "wanted an object"),
+    ("rgsd", "criterion is a text", put("rubric", 0, value="Be nice."), "rubric[0]", "expected an object"),
     ("rgsd", "no criterion", drop("rubric", 2, "criterion"), "rubric[2].criterion", f"got nothing, {TEXT}"),
     (
         "rgsd",
         "blank criterion",
         put("rubric", 2, "criterion", value=""),
         "rubric[2].criterion",
-        f"got an empty text, {TEXT}",
+        f"got an empty string, {TEXT}",
     ),
     ("rgsd", "criterion is a number", put("rubric", 2, "criterion", value=4), "rubric[2].criterion", f"got 4, {TEXT}"),
     ("rgsd", "weight 0", put("rubric", 2, "weight", value=0), "rubric[2].weight", f"got 0, {NUMBER}"),
@@ -131,7 +131,7 @@ CASES = [
     ("rgsd", "bad regex", put("rubric", 0, "check", value={"regex": "("}), "rubric[0].check", "regular expression"),
     ("rgsd", "check is a text", put("rubric", 0, "check", value="any"), "rubric[0].check", "'any'"),
     ("rgsd", "misspelt key", put("refrence", value="x"), "refrence", "did you mean 'reference'?"),
-    ("rgsd", "foreign key", put("zzz", value="x"), "zzz", "got the unknown key 'zzz', wanted one of id, prompt"),
+    ("rgsd", "foreign key", put("zzz", value="x"), "zzz", "got the unknown key 'zzz', expected one of id, prompt"),
     (
         "rgsd",
         "misspelt criterion key",
@@ -140,17 +140,23 @@ CASES = [
         "did you mean 'weight'?",
     ),
     ("rgsd", "unknown scoring", put("scoring", value="satisfacton"), "scoring", "did you mean 'satisfaction'?"),
-    ("rgsd", "tags are a text", put("tags", value="short"), "tags", "got 'short', wanted a list of texts"),
-    ("rgsd", "tags are an object", put("tags", value={"a": "b"}), "tags", "wanted a list of texts"),
-    ("rgsd", "tag is a number", put("rubric", 1, "tags", value=[1]), "rubric[1].tags", "wanted a list of texts"),
-    ("rgsd", "title is a number", put("rubric", 1, "title", value=1), "rubric[1].title", "got 1, wanted a text"),
-    ("rgsd", "reference is a list", put("reference", value=["x"]), "reference", "got a list of 1, wanted a text"),
-    ("rgsd", "domain is a number", put("domain", value=1), "domain", "got 1, wanted a text"),
-    ("rgsd", "metadata is a list", put("metadata", value=[1]), "metadata", "got a list of 1, wanted an object"),
-    ("rgsd", "id is true", put("id", value=True), "id", "got True, wanted a text"),
+    ("rgsd", "tags are a text", put("tags", value="short"), "tags", "got 'short', expected a list of strings"),
+    ("rgsd", "tags are an object", put("tags", value={"a": "b"}), "tags", "expected a list of strings"),
+    ("rgsd", "tag is a number", put("rubric", 1, "tags", value=[1]), "rubric[1].tags", "expected a list of strings"),
+    ("rgsd", "title is a number", put("rubric", 1, "title", value=1), "rubric[1].title", "got 1, expected a string"),
+    ("rgsd", "reference is a list", put("reference", value=["x"]), "reference", "got a list of 1, expected a string"),
+    ("rgsd", "domain is a number", put("domain", value=1), "domain", "got 1, expected a string"),
+    ("rgsd", "metadata is a list", put("metadata", value=[1]), "metadata", "got a list of 1, expected an object"),
+    ("rgsd", "id is true", put("id", value=True), "id", "got True, expected a string"),
     # --- RubricHub
     ("rubrichub", "null prompt", put("prompt", value=None), "prompt", f"got nothing, {TURNS}"),
-    ("rubrichub", "content null", put("prompt", value=user(None)), "prompt[0].content", "got nothing, wanted a text"),
+    (
+        "rubrichub",
+        "content null",
+        put("prompt", value=user(None)),
+        "prompt[0].content",
+        "got nothing, expected a string",
+    ),
     (
         "rubrichub",
         "no criteria at all",
@@ -165,9 +171,9 @@ CASES = [
         "reward_model.rubrics[1].points",
         f"got 0, {NUMBER}",
     ),
-    ("rubrichub", "lists of two lengths", drop("Rubrics", 1), "Rubrics", "got 1 criteria, wanted the 2 of"),
-    ("rubrichub", "lists that differ", put("Rubrics", 1, "points", value=9), "Rubrics[1]", "with 9 points, wanted"),
-    ("rubrichub", "reward_model is a list", put("reward_model", value=[1]), "reward_model", "wanted an object"),
+    ("rubrichub", "lists of two lengths", drop("Rubrics", 1), "Rubrics", "got 1 criteria, expected the 2 of"),
+    ("rubrichub", "lists that differ", put("Rubrics", 1, "points", value=9), "Rubrics[1]", "with 9 points, expected"),
+    ("rubrichub", "reward_model is a list", put("reward_model", value=[1]), "reward_model", "expected an object"),
     (
         "rubrichub",
         "tags are a number",
@@ -186,7 +192,7 @@ CASES = [
         f"got nothing, {NUMBER}",
     ),
     # --- RaR
-    ("rar", "empty question", put("question", value=""), "question", f"got an empty text, {TEXT}"),
+    ("rar", "empty question", put("question", value=""), "question", f"got an empty string, {TEXT}"),
     ("rar", "null rubric", lambda r: r.update(rubric=None, rubric_list=None), "rubric_list", f"got nothing, {LIST}"),
     (
         "rar",
@@ -202,7 +208,7 @@ CASES = [
         "essential below zero",
         put("rubric", 0, "weight", value=-5),
         "rubric[0].weight",
-        "wanted a positive number under",
+        "expected a positive number under",
     ),
     (
         "rar",
@@ -217,7 +223,7 @@ CASES = [
         "list without labels",
         lambda r: r.update(rubric=None, rubric_list=["Names it."]),
         "rubric_list[0].description",
-        'wanted "Essential',
+        'expected "Essential',
     ),
     # --- HealthBench
     ("healthbench", "null rubrics", put("rubrics", value=None), "rubrics", f"got nothing, {LIST}"),
@@ -229,28 +235,28 @@ CASES = [
         "prompt[2].role",
         f"got 'assistant', {LAST}",
     ),
-    ("healthbench", "null criterion", put("rubrics", 1, value=None), "rubrics[1]", "got nothing, wanted an object"),
-    ("healthbench", "id is a list", put("prompt_id", value=["x"]), "prompt_id", "got a list of 1, wanted a text"),
+    ("healthbench", "null criterion", put("rubrics", 1, value=None), "rubrics[1]", "got nothing, expected an object"),
+    ("healthbench", "id is a list", put("prompt_id", value=["x"]), "prompt_id", "got a list of 1, expected a string"),
     (
         "healthbench",
         "tags are a text",
         put("example_tags", value="theme"),
         "example_tags",
-        "got 'theme', wanted a list of texts",
+        "got 'theme', expected a list of strings",
     ),
     (
         "healthbench",
         "ideal completion is a list",
         put("ideal_completions_data", "ideal_completion", value=["x"]),
         "ideal_completions_data.ideal_completion",
-        "wanted a text or nothing",
+        "expected a string or nothing",
     ),
     (
         "healthbench",
         "ideal data is a text",
         put("ideal_completions_data", value="x"),
         "ideal_completions_data",
-        "wanted an object",
+        "expected an object",
     ),
     # --- HealthBench Professional
     ("healthbench_professional", "no conversation", drop("conversation"), "conversation", f"got nothing, {TURNS}"),
@@ -266,7 +272,7 @@ CASES = [
         "empty criterion",
         put("rubric_items", 0, "criterion_text", value=" "),
         "rubric_items[0].criterion_text",
-        f"got an empty text, {TEXT}",
+        f"got an empty string, {TEXT}",
     ),
     (
         "healthbench_professional",
@@ -290,19 +296,19 @@ CASES = [
         "type is a number",
         put("rubric", 0, "type", value=2),
         "rubric[0].type",
-        "got 2, wanted a list of texts",
+        "got 2, expected a list of strings",
     ),
     # --- PRBench
     ("prbench", "no first prompt", put("prompt_0", value=None), "prompt_0", f"got nothing, {TEXT}"),
     ("prbench", "no response between", put("response_0", value=None), "response_0", f"got nothing, {TEXT}"),
     ("prbench", "a gap in the prompts", put("prompt_3", value="And?"), "response_1", f"got nothing, {TEXT}"),
-    ("prbench", "turns miscounted", put("turns", value=3), "turns", "got 3, wanted 2, the number of prompts"),
+    ("prbench", "turns miscounted", put("turns", value=3), "turns", "got 3, expected 2, the number of prompts"),
     (
         "prbench",
         "class without a column",
         put("rubric", 0, "annotations", "weight_class", value="vital"),
         "rubric[0].annotations.weight_class",
-        "got the class 'vital', wanted one with a <class>_weight",
+        "got the class 'vital', expected one with a <class>_weight",
     ),
     (
         "prbench",
@@ -316,14 +322,14 @@ CASES = [
         "important below zero",
         put("rubric", 0, "annotations", "critically_important_weight", value=-9),
         "rubric[0].annotations.critically_important_weight",
-        "wanted a positive number, since the class is",
+        "expected a positive number, since the class is",
     ),
     (
         "prbench",
         "no annotations",
         drop("rubric", 1, "annotations"),
         "rubric[1].annotations",
-        "got nothing, wanted an object",
+        "got nothing, expected an object",
     ),
     # --- ResearchRubrics
     ("researchrubrics", "null prompt", put("prompt", value=None), "prompt", f"got nothing, {TURNS}"),
@@ -334,9 +340,15 @@ CASES = [
         "rubrics[0].weight",
         f"got nan, {NUMBER}",
     ),
-    ("researchrubrics", "axis is a list", put("rubrics", 0, "axis", value=["x"]), "rubrics[0].axis", "wanted a text"),
+    (
+        "researchrubrics",
+        "axis is a list",
+        put("rubrics", 0, "axis", value=["x"]),
+        "rubrics[0].axis",
+        "expected a string",
+    ),
     # --- verl
-    ("verl", "null reward_model", put("reward_model", value=None), "reward_model", "got nothing, wanted an object"),
+    ("verl", "null reward_model", put("reward_model", value=None), "reward_model", "got nothing, expected an object"),
     (
         "verl",
         "null rubrics",
@@ -358,7 +370,7 @@ CASES = [
         "reward_model.rubrics[0].points",
         f"got 0.0, {NUMBER}",
     ),
-    ("verl", "extra_info is a text", put("extra_info", value="x"), "extra_info", "got 'x', wanted an object"),
+    ("verl", "extra_info is a text", put("extra_info", value="x"), "extra_info", "got 'x', expected an object"),
 ]
 
 
@@ -383,7 +395,7 @@ def test_a_malformed_row_is_a_problem_that_names_its_field(tmp_path: Path, name,
     (problem,) = loaded.problems
     assert (problem.file, problem.row, problem.field) == ("rows.jsonl", 2, field)
     assert message in problem.message
-    assert_got_wanted_remedy(problem.message)
+    assert_form_of_message(problem.message)
     assert str(problem).startswith(f"rows.jsonl, row 2, field {field}: ")
     assert loaded.n_rows == len(loaded.examples) + len(loaded.problems) == 2
 
@@ -432,8 +444,8 @@ def test_an_odd_value_anywhere_gives_an_example_or_a_refusal(name):
             json.dumps(dict(example.metadata), allow_nan=False)
 
 
-def assert_got_wanted_remedy(message: str) -> None:
-    """Refusals have one form; the check itself words its own."""
+def assert_form_of_message(message: str) -> None:
+    """Refusals have one form; those of a check are worded by the check."""
     if "check" not in message:
-        assert re.search(r"got .+, wanted .+: .+", message), message
+        assert re.search(r"got .+, expected .+: .+", message), message
     assert len(message) < 400

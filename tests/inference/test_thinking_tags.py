@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import tiny_model
 
-from rgsd.data.config import DataConfig, Sides
+from rgsd.data.config import DataConfig, DataSplit
 from rgsd.evaluation import gap
 from rgsd.evaluation.config import EvalConfig, MeasureConfig
 from rgsd.evaluation.gap import GapConfig
@@ -46,7 +46,7 @@ def test_the_pipelines_arms_are_judged_by_their_answers(special, examples, tmp_p
     args = RGSDConfig(str(tmp_path / "out"), think_open_tag=OPEN, think_close_tag=CLOSE, use_cpu=True, report_to="none")
     recipe = Recipe(None, DataConfig(), EvalConfig(), args)
     run = create_run(str(tmp_path / "run"), {})
-    job = Job(recipe, OpenedRun(run), Sides([], examples), ChecksJudge(), is_evaluated=True)
+    job = Job(recipe, OpenedRun(run), DataSplit([], examples), ChecksJudge(), is_evaluated=True)
     setup = Setup(SimpleNamespace(processing_class=special), "weights", None)
     rows = pipeline._evaluate(job, setup, "base", tiny_model(special), "weights")
     assert {s.judged_text for s in rows} == {"Rest."}

@@ -4,13 +4,13 @@ from itertools import islice
 
 import pytest
 
-from rgsd.judges import checks
 from rgsd.lab import conversations as module
 from rgsd.lab.conversations import Conversations, Mixture
 from rgsd.lab.vocabulary import MODIFIERS
 from rgsd.lab.world import World, read_fact
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.prompts.thinking import strip_thinking
+from rgsd.rubrics import checks
 
 
 def draw(n, world=None, seed=0, **mixture):

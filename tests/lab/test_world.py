@@ -11,11 +11,11 @@ import pytest
 
 from rgsd.data import load
 from rgsd.errors import ConfigError, DataError
-from rgsd.judges import ChecksJudge, checks
+from rgsd.judges import ChecksJudge
 from rgsd.lab.vocabulary import KIND_NAMES, KINDS, MODIFIERS, TOPICS, plain_thoughts, rubric_thought
 from rgsd.lab.world import SPLITS, WEIGHTS, World, read_fact, write_jsonl
 from rgsd.prompts.leaks import mentions_rubric
-from rgsd.rubrics import fingerprint, score
+from rgsd.rubrics import checks, fingerprint, score
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from rgsd.data import bundled
 from rgsd.errors import DataError
 from rgsd.judges import ChecksJudge
-from rgsd.judges.checks import holds, validate
 from rgsd.rubrics import Criterion, Example, Rubric, score
+from rgsd.rubrics.checks import holds, validate
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "check_cases.jsonl").read_text().splitlines()]
 

@@ -1,7 +1,7 @@
 from rgsd.data import bundled
-from rgsd.judges.checks import holds
 from rgsd.prompts.messages import PromptSettings
 from rgsd.rubrics import Criterion
+from rgsd.rubrics.checks import holds
 from rgsd.workflows.warmstart import pairs, without
 
 EXAMPLE = Criterion("Gives an example.", 1, check={"any": ["for example"]})

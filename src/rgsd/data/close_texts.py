@@ -1,9 +1,9 @@
-"""Pairs of texts that share nearly all their word trigrams, or a long passage.
+"""Find pairs of texts that share nearly all of their word trigrams, or a long passage.
 
-The search is exact. An inverted index finds the candidates: a pair can only pass when the shorter text's rarest
-trigrams include a shared one (prefix filtering: Bayardo et al., "Scaling up all pairs similarity search", WWW 2007).
+The search is exact. An inverted index finds the candidates: close texts share at least one of the shorter text's rarest
+trigrams (prefix filtering: Bayardo et al., "Scaling up all pairs similarity search", WWW 2007).
 
-Dimensions: N texts, G distinct trigrams, E pairs of a text and one of its trigrams, in the order of the texts.
+Letters in names: N texts, G distinct trigrams, E pairs of a text and one of its trigrams, in the order of the texts.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 MIN_JACCARD = 0.9
-"""Least share of trigrams in common. One changed word touches three trigrams, so below about 60 tokens it makes another
-question ("the dose of X for Y"), and above it does not."""
+"""Least Jaccard similarity of the trigrams. A changed word changes three trigrams. In a text of fewer than about 60
+tokens it makes a different question ("the dose of X for Y"); in a longer text it does not."""
 
 MIN_SHARED, MIN_CONTAINMENT = 60, 0.85
-"""A long passage in common (a case with another question at its end): trigrams shared, and their share of the shorter
-prompt."""
+"""What makes a shared passage long (for example, a case with a different final question): the number of shared
+trigrams, and their share of the shorter text."""
 
 TEMPLATE_COPIES = 10
-"""A trigram in more prompts than this is on its way to be a template, and counts (copies / prompts) ** 2."""
+"""A trigram in n texts, with n above this, is probably part of a template. It counts (TEMPLATE_COPIES / n) ** 2."""
 
 MOST_POSTINGS = 500
-"""Prompts that one trigram may bring up as candidates."""
+"""Trigrams in more texts than this give no candidates, which keeps the search linear."""
 
 
 def close_pairs(texts: Sequence[Sequence[str]], is_linked: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
-    """Positions of close texts, as (shorter, longer).
+    """Yield the positions of close texts, as (shorter, longer).
 
     Args:
-        texts: each as tokens; a text without any is close to none.
-        is_linked: whether a pair need not be compared any more; asked anew for each pair, so that links can grow while
-            the pairs are read.
+        texts: The tokens of each text. A text without tokens is close to none.
+        is_linked: Whether a pair needs no comparison. It is called for each pair, so links can grow while the pairs are
+            consumed.
     """
     if len(texts) < 2:
         return
     grams = _trigrams(texts)
-    sizes_N = np.array([len(found) for found in grams])
+    sizes_N = np.array([len(own) for own in grams])
     owner_E = np.repeat(np.arange(len(grams)), sizes_N)
     _, gram_E, copies_G = np.unique(np.concatenate(grams), return_inverse=True, return_counts=True)
     weight_G = np.minimum(1.0, (TEMPLATE_COPIES / copies_G) ** 2)
     total_N = np.bincount(owner_E, weight_G[gram_E], minlength=len(grams))
-    # What no other text has cannot be shared: most texts end here.
+    # A trigram that only one text has cannot be shared. This rules out most texts.
     shareable_N = np.bincount(owner_E, (weight_G * (copies_G > 1))[gram_E], minlength=len(grams))
     probing = np.flatnonzero((shareable_N >= MIN_CONTAINMENT * total_N) & (sizes_N > 0)).tolist()
     ends_N = np.cumsum(sizes_N)
@@ -65,22 +65,22 @@ def close_pairs(texts: Sequence[Sequence[str]], is_linked: Callable[[int, int], 
 
 
 def _trigrams(texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Each text's distinct trigrams as numbers of 63 bits.
+    """The distinct trigrams of each text, as 63-bit numbers.
 
-    Texts are padded, so that a token at an end is in three trigrams too: changing it counts as much as any other.
+    Texts are padded, so that the first and last tokens are in three trigrams too and weigh as much as all others.
     """
     vocabulary: dict[str, int] = {}
-    found = []
+    trigrams = []
     for text in texts:
         ids = [0, 0, *(vocabulary.setdefault(token, len(vocabulary) + 1) for token in text), 0, 0]
-        # 21 bits a token: beyond two million distinct tokens numbers recur, at no cost but a spurious shared trigram.
+        # 21 bits per token. With more than two million distinct tokens, a few trigrams are equal by accident.
         ids = np.array(ids, dtype=np.int64) & 0x1FFFFF
-        found.append(np.unique(ids[:-2] << 42 | ids[1:-1] << 21 | ids[2:]) if text else np.empty(0, np.int64))
-    return found
+        trigrams.append(np.unique(ids[:-2] << 42 | ids[1:-1] << 21 | ids[2:]) if text else np.empty(0, np.int64))
+    return trigrams
 
 
 def _rarest(grams: np.ndarray, copies_G: np.ndarray, weight_G: np.ndarray, slack: float) -> list[int]:
-    """The rarest trigrams, until the others weigh too little: a close text shares one of these."""
+    """The rarest trigrams, until the rest weighs less than a close text must share. A close text shares one of them."""
     ordered = grams[np.lexsort((grams, copies_G[grams]))]
     n = int(np.searchsorted(np.cumsum(weight_G[ordered]), slack, side="right")) + 1
     return ordered[:n][copies_G[ordered[:n]] > 1].tolist()
@@ -89,7 +89,7 @@ def _rarest(grams: np.ndarray, copies_G: np.ndarray, weight_G: np.ndarray, slack
 def _postings(
     owner_E: np.ndarray, gram_E: np.ndarray, copies_G: np.ndarray, probes: Iterable[Sequence[int]]
 ) -> dict[int, list[int]]:
-    """The prompts that hold each probed trigram; none for a trigram that too many hold."""
+    """Probed trigram -> the texts that contain it. Trigrams in more than MOST_POSTINGS texts are left out."""
     probed_G = np.zeros(len(copies_G), bool)
     for probe in probes:
         probed_G[probe] = True

@@ -19,9 +19,9 @@ class DataConfig:
     """Which prompts and rubrics to use, and how to split them."""
 
     data: str = setting("bundled", "Rubric data: a .json, .jsonl or .parquet file, a folder, a hub id, or `bundled`.")
-    schema: str | None = setting(None, "Schema of the data. Unset: recognised from the rows.")
+    schema: str | None = setting(None, "Schema of the data. Unset: detected from the rows.")
     data_split: str | None = setting(None, "Split of a hub dataset, e.g. `train`.")
-    skip_bad_rows: bool = setting(False, "Skip and list rows that cannot be used, instead of stopping.")
+    skip_bad_rows: bool = setting(False, "List invalid rows and skip them instead of stopping.")
     held_out: float = setting(0.2, "Prompts held out for the evaluation: a share below 1, or a count.")
     held_out_tags: list[str] | None = setting(
         None,
@@ -40,8 +40,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The two sides of a split.
+class DataSplit:
+    """The examples that a run uses.
 
     Args:
         train: The training examples.
@@ -77,7 +77,7 @@ def load_by_id(data: DataConfig) -> dict[str, Example]:
     return {e.id: e for e in load(data).examples}
 
 
-def load_split(data: DataConfig, *, holds_out: bool = True, max_held_out: int | None = None) -> Sides:
+def load_split(data: DataConfig, *, holds_out: bool = True, max_held_out: int | None = None) -> DataSplit:
     """Read the data and split it into training and held-out examples, disjoint by prompt and by near-duplicates.
 
     Args:
@@ -96,18 +96,18 @@ def load_split(data: DataConfig, *, holds_out: bool = True, max_held_out: int | 
     if unique.dropped:
         say(f"Dropped {len(unique.dropped)} examples with a repeated prompt")
     if data.held_out == 0 and not holds_out:
-        return Sides(rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), [])
-    sides = _split_by_tags(unique.examples, data) if data.held_out_tags else _seeded_split(unique.examples, data)
-    n_train, n_held_out = len(sides.train), len(sides.held_out)
+        return DataSplit(rubric_data.subset(unique.examples, data.max_train_prompts, data.split_seed), [])
+    parts = _split_by_tags(unique.examples, data) if data.held_out_tags else _seeded_split(unique.examples, data)
+    n_train, n_held_out = len(parts.train), len(parts.held_out)
     say(f"Data: {data.data} ({loaded.schema}), {n_train} training and {n_held_out} held-out prompts")
     return dataclasses.replace(
-        sides,
-        train=rubric_data.subset(sides.train, data.max_train_prompts, data.split_seed),
-        held_out=rubric_data.subset(sides.held_out, max_held_out, data.split_seed),
+        parts,
+        train=rubric_data.subset(parts.train, data.max_train_prompts, data.split_seed),
+        held_out=rubric_data.subset(parts.held_out, max_held_out, data.split_seed),
     )
 
 
-def _seeded_split(examples: Sequence[Example], data: DataConfig) -> Sides:
+def _seeded_split(examples: Sequence[Example], data: DataConfig) -> DataSplit:
     share = data.held_out
     parts = rubric_data.split(examples, held_out=share if share < 1 else int(share), seed=data.split_seed)
     if parts.groups:
@@ -115,10 +115,10 @@ def _seeded_split(examples: Sequence[Example], data: DataConfig) -> Sides:
     requested = round(share * len(examples)) if share < 1 else int(share)
     if len(parts.held_out) < requested:
         say(f"Held out {len(parts.held_out)} prompts, not {requested}: no group of near-duplicates fits the rest")
-    return Sides(list(parts.train), list(parts.held_out), _near_duplicate_facts(parts.groups, "grouped"))
+    return DataSplit(list(parts.train), list(parts.held_out), _near_duplicate_facts(parts.groups, "grouped"))
 
 
-def _split_by_tags(examples: Sequence[Example], data: DataConfig) -> Sides:
+def _split_by_tags(examples: Sequence[Example], data: DataConfig) -> DataSplit:
     tags = set(data.held_out_tags or ())
     held_out = [e for e in examples if tags & set(e.tags)]
     train_set = [e for e in examples if not tags & set(e.tags)]
@@ -139,7 +139,7 @@ def _split_by_tags(examples: Sequence[Example], data: DataConfig) -> Sides:
             f"both sides need at least one. The tags of the data are {known[:20]}"
         )
     facts = _near_duplicate_facts(leaks.groups, data.near_duplicates)
-    return Sides(train_set, held_out, facts | {"dropped": [e.id for e in leaks.train if e.id in dropped]})
+    return DataSplit(train_set, held_out, facts | {"dropped": [e.id for e in leaks.train if e.id in dropped]})
 
 
 _LISTED_GROUPS = 3

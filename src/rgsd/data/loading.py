@@ -1,4 +1,4 @@
-"""From raw rows to examples: recognising the schema, parsing every row, and listing what could not be used."""
+"""Load rows as examples: detect the schema, parse every row, and list the rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,46 +9,21 @@ from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
 
-from rgsd.data import reading as _reading
+from rgsd.data import reading
 from rgsd.data.reading import RawRow
+from rgsd.data.schemas import SCHEMAS, jsonl
 from rgsd.data.schemas.fields import FieldError, Row, Where, describe
 from rgsd.errors import DataError
 from rgsd.rubrics import Example
 
 SAMPLED_ROWS = 20
-"""How many rows recognition looks at."""
+"""Rows that decide the schema."""
 
 LISTED_PROBLEMS = 20
-"""How many problems the error of a load names."""
+"""Problems to list in the error of a load."""
 
 BUNDLED = "bundled"
-
-
-class Schema(Protocol):
-    """What a schema's module has."""
-
-    @property
-    def NAME(self) -> str:
-        """What the schema is called."""
-        ...
-
-    @property
-    def SUMMARY(self) -> str:
-        """The schema in one line."""
-        ...
-
-    def matches(self, row: Row) -> bool:
-        """Whether a row has this schema's keys."""
-        ...
-
-    def parse(self, row: Row, where: Where) -> Example:
-        """One row as an example; raises FieldError for a malformed one."""
-        ...
-
-
-Schemas = Mapping[str, Schema]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +31,10 @@ class Problem:
     """A row that cannot be used, and why.
 
     Args:
-        file: the file's name, or the hub id.
-        row: its number, from 1; in a .jsonl file, its line.
-        field: the offending field's path, e.g. `rubric[2].weight`; empty for the row as a whole.
-        message: what was got, what was wanted, what to do.
+        file: Name of the file, or the hub id.
+        row: Number of the row, counted from 1; in a .jsonl file, its line.
+        field: Path of the field, for example `rubric[2].weight`; empty for the row as a whole.
+        message: What was got, what was expected, and what to do.
     """
 
     file: str
@@ -74,14 +49,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a load gave. Always `n_rows == len(examples) + len(problems)`: no row is lost.
+    """The result of a load. No row is lost: `n_rows == len(examples) + len(problems)`.
 
     Args:
-        examples: in the order of the rows.
-        schema: the name of the schema they were read by.
-        n_rows: rows read, usable or not.
-        problems: one for each row that was left out.
-        files: the files read, in order.
+        examples: The examples, in the order of the rows.
+        schema: Name of the schema.
+        n_rows: Number of rows, usable or not.
+        problems: One per row that was skipped.
+        files: Names of the files, in order.
     """
 
     examples: tuple[Example, ...] = field(repr=False)
@@ -99,27 +74,51 @@ class _Source:
 
 def load(
     source: str | Path,
-    schemas: Schemas,
-    *,
     schema: str | None = None,
     split: str | None = None,
     config: str | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
 ) -> Loaded:
-    """See `rgsd.data.load`, which passes the registry of schemas in."""
+    """Read a dataset.
+
+    Args:
+        source: A .json file (a list of rows, or an object with one list), a .jsonl or .parquet file, a folder of such
+            files (read in alphabetical order), a hub id `owner/name` or `owner/name:path/of/file.parquet`, `"bundled"`,
+            or `"bundled:medicine"`.
+        schema: A name in `SCHEMAS`; by default detected from the rows' keys.
+        split: Split of a hub dataset.
+        config: Configuration of a hub dataset.
+        skip_bad_rows: Skip rows that cannot be used and list them in `Loaded.problems`, instead of raising an error.
+        limit: Read at most this many rows, usable or not.
+
+    Raises:
+        DataError: If the source cannot be read, its schema cannot be detected, or a row cannot be used; with
+            `skip_bad_rows`, if no row can.
+    """
     if limit is not None and (isinstance(limit, bool) or limit < 1):
-        raise DataError(f"got limit={limit!r}, wanted a whole number of at least 1: leave it out to read every row")
-    if schema is not None and schema not in schemas:
-        raise DataError(_unknown_schema(schema, schemas))
-    found = _open(source, split, config)
-    rows = islice(found.rows, limit) if limit else found.rows
+        raise DataError(f"got limit={limit!r}, expected a whole number of at least 1: leave it out to read every row")
+    if schema is not None and schema not in SCHEMAS:
+        raise DataError(_unknown_schema(schema))
+    opened = _open(source, split, config)
+    rows = islice(opened.rows, limit) if limit else opened.rows
     sample, rows = _peek(rows)
-    name = schema or _recognise(source, sample, schemas)
-    reader = _RowReader(schemas, name, check_others=schema is None)
+    reader = _RowReader(schema or _detect(source, sample), check_others=schema is None)
     for raw in rows:
         reader.add(raw)
-    return _finished(source, reader, found.files, skip_bad_rows)
+    return _finished(source, reader, opened.files, skip_bad_rows)
+
+
+def bundled(domain: str | None = None) -> Loaded:
+    """Load the data that comes with the package.
+
+    Args:
+        domain: One of its domains, for example "medicine"; all of them by default.
+
+    Raises:
+        DataError: If there is no such domain.
+    """
+    return load(BUNDLED if domain is None else f"{BUNDLED}:{domain}", schema=jsonl.NAME)
 
 
 def _finished(source: str | Path, reader: _RowReader, files: tuple[str, ...], skip_bad_rows: bool) -> Loaded:
@@ -139,26 +138,26 @@ def _bad_rows(source: str | Path, problems: list[Problem], n_rows: int, skip_bad
     listed = "\n".join(f"  {problem}" for problem in problems[:LISTED_PROBLEMS])
     more = len(problems) - LISTED_PROBLEMS
     rest = f"\n  ... and {more} more" if more > 0 else ""
-    remedy = "correct the rows, or pass skip_bad_rows=True to leave them out and have them listed"
+    remedy = "correct the rows, or skip and list them with skip_bad_rows=True"
     if skip_bad_rows:
-        remedy = "no row is left: correct them, or name another schema"
+        remedy = "no usable row is left: correct the rows, or name another schema"
     return f"{source}: {len(problems)} of {n_rows} rows cannot be used:\n{listed}{rest}\n{remedy}"
 
 
 class _RowReader:
-    """Parses rows one by one, and keeps examples, problems and the ids that were seen."""
+    """Parses rows one by one, and collects examples and problems."""
 
-    def __init__(self, schemas: Schemas, name: str, *, check_others: bool) -> None:
+    def __init__(self, name: str, *, check_others: bool) -> None:
         self.name = name
         self.n_rows = 0
         self.examples: list[Example] = []
         self.problems: list[Problem] = []
-        self._schema = schemas[name]
-        self._others = [s for s in schemas.values() if name != s.NAME] if check_others else []
+        self._schema = SCHEMAS[name]
+        self._others = [s for s in SCHEMAS.values() if name != s.NAME] if check_others else []
         self._places: dict[str, str] = {}
 
     def add(self, raw: RawRow) -> None:
-        """Parse one row; a bad one becomes a problem."""
+        """Parse a row. A bad row becomes a problem."""
         self.n_rows += 1
         try:
             self.examples.append(self._parse(raw))
@@ -172,31 +171,31 @@ class _RowReader:
         try:
             example = self._schema.parse(raw.value, Where(raw.file, raw.row))
         except RecursionError:
-            raise FieldError("", "got a row nested too deeply to read, wanted a plain row: flatten it") from None
+            raise FieldError("", "got a row that is nested too deeply, expected a flat row: flatten it") from None
         except DataError as error:
             raise FieldError("", str(error)) from None
         self._check_id(example.id, f"{raw.file}, row {raw.row}")
         return example
 
     def _check_schema(self, row: object) -> None:
-        """A row of another schema in the midst of this one's: parsing it by this one could half succeed."""
+        """Refuse a row of another schema. This schema might parse it partly, and give a wrong example."""
         if not isinstance(row, Mapping) or self._schema.matches(row):
             return
         for other in self._others:
             if other.matches(row):
-                wanted = f"one of schema {self.name!r} like the rows before it"
-                remedy = f"move it to a file of its own, or pass schema={self.name!r} to read it so all the same"
-                raise FieldError("", f"got a row of schema {other.NAME!r}, wanted {wanted}: {remedy}")
+                expected = f"one of schema {self.name!r} like the rows before it"
+                remedy = f"move it to a separate file, or pass schema={self.name!r} to read it anyway"
+                raise FieldError("", f"got a row of schema {other.NAME!r}, expected {expected}: {remedy}")
 
     def _check_id(self, id_: str, place: str) -> None:
         first = self._places.setdefault(id_, place)
         if first != place:
-            message = f"got the id {id_!r}, which {first} has already, wanted ids that differ"
+            message = f"got the id {id_!r}, which {first} already has, expected unique ids"
             raise FieldError("id", f"{message}: rename one of them, or remove the row")
 
 
 def _peek(rows: Iterator[RawRow]) -> tuple[list[Row], Iterator[RawRow]]:
-    """The first object rows, and an iterator that still gives every row from the start."""
+    """The first rows that are objects, and an iterator over all rows from the start."""
     buffered: list[RawRow] = []
     sample: list[Row] = []
     for raw in rows:
@@ -208,60 +207,60 @@ def _peek(rows: Iterator[RawRow]) -> tuple[list[Row], Iterator[RawRow]]:
     return sample, chain(buffered, rows)
 
 
-def _recognise(source: str | Path, sample: list[Row], schemas: Schemas) -> str:
+def _detect(source: str | Path, sample: list[Row]) -> str:
     if not sample:
-        # Not one object among the rows: any schema will list them as the bad rows they are.
-        return next(iter(schemas))
-    fits = {name: sum(schema.matches(row) for row in sample) for name, schema in schemas.items()}
-    fitting = [name for name, count in fits.items() if count]
-    if len(fitting) == 1:
-        return fitting[0]
+        # No row is an object. Any schema lists them all as bad rows.
+        return next(iter(SCHEMAS))
+    counts = {name: sum(schema.matches(row) for row in sample) for name, schema in SCHEMAS.items()}
+    matching = [name for name, count in counts.items() if count]
+    if len(matching) == 1:
+        return matching[0]
     keys = sorted({str(key) for row in sample for key in row})
-    seen = f"the keys {', '.join(keys[:30])}"
-    counts = " and ".join(f"{name} ({fits[name]} rows)" for name in fitting)
-    got = f"they fit the schemas {counts}" if fitting else "they fit no known schema"
-    known = "\n".join(f"  {name}: {schema.SUMMARY}" for name, schema in schemas.items())
-    remedy = "pass schema= to choose" if fitting else "convert them to the schema 'rgsd', or pass schema="
+    listed = " and ".join(f"{name} ({counts[name]} rows)" for name in matching)
+    got = f"they match the schemas {listed}" if matching else "they match no known schema"
+    known = "\n".join(f"  {name}: {schema.SUMMARY}" for name, schema in SCHEMAS.items())
+    remedy = "choose one with schema=" if matching else "convert them to the schema 'rgsd', or pass schema="
     raise DataError(
-        f"{source}: the first {len(sample)} rows have {seen}; {got}, wanted exactly one: {remedy}. Known:\n{known}"
+        f"{source}: the first {len(sample)} rows have the keys {', '.join(keys[:30])}; {got}, expected exactly one: "
+        f"{remedy}. Known:\n{known}"
     )
 
 
-def _unknown_schema(name: str, schemas: Schemas) -> str:
-    near = difflib.get_close_matches(name, schemas, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ": leave it out to have it recognised"
-    return f"got schema={name!r}, wanted one of {', '.join(schemas)}{hint}"
+def _unknown_schema(name: str) -> str:
+    close = difflib.get_close_matches(name, SCHEMAS, n=1)
+    hint = f": did you mean {close[0]!r}?" if close else ": leave it out to detect the schema"
+    return f"got schema={name!r}, expected one of {', '.join(SCHEMAS)}{hint}"
 
 
 def _open(source: str | Path, split: str | None, config: str | None) -> _Source:
     if not isinstance(source, str | Path):
-        raise DataError(f"got {describe(source)} as a source, wanted a path, a hub id or 'bundled': pass a text")
+        raise DataError(f"got {describe(source)} as a source, expected a path, a hub id or 'bundled': pass a string")
     name = str(source)
     is_bundled = name == BUNDLED or name.startswith(f"{BUNDLED}:")
     path = Path(source).expanduser()
-    is_hub = not is_bundled and not path.exists() and isinstance(source, str) and _reading.is_hub_id(name)
+    is_hub = not is_bundled and not path.exists() and isinstance(source, str) and reading.is_hub_id(name)
     if (split or config) and not is_hub:
-        raise DataError(f"{name}: split and config choose within a hub dataset, got a local source: name the file")
+        raise DataError(f"{name}: split and config are for hub datasets, got a local source: leave them out")
     if is_hub:
-        return _Source(_reading.hub_rows(name, split, config), (name,))
+        return _Source(reading.hub_rows(name, split, config), (name,))
     if not is_bundled and not path.exists():
-        wanted = f"a {' or '.join(_reading.SUFFIXES)} file, a folder of them, a hub id owner/name, or 'bundled'"
-        raise DataError(f"{name}: there is no such path, and it is no hub id; wanted {wanted}: check the spelling")
-    files: Iterable[Traversable] = _bundled_files(name) if is_bundled else _reading.local_files(path)
+        expected = f"a {' or '.join(reading.SUFFIXES)} file, a folder of them, a hub id owner/name, or 'bundled'"
+        raise DataError(f"{name}: got neither an existing path nor a hub id, expected {expected}: check the spelling")
+    files: Iterable[Traversable] = _bundled_files(name) if is_bundled else reading.local_files(path)
     files = list(files)
-    return _Source(chain.from_iterable(map(_reading.file_rows, files)), tuple(f.name for f in files))
+    return _Source(chain.from_iterable(map(reading.file_rows, files)), tuple(f.name for f in files))
 
 
 def _bundled_files(name: str) -> list[Traversable]:
     folder = importlib.resources.files("rgsd.data") / "bundled"
     entries = folder.iterdir() if folder.is_dir() else ()
-    found = {p.name.removesuffix(".jsonl"): p for p in entries if p.name.endswith(".jsonl")}
-    if not found:
-        raise DataError("the package has no bundled data: install rgsd again, or name a file")
+    files = {p.name.removesuffix(".jsonl"): p for p in entries if p.name.endswith(".jsonl")}
+    if not files:
+        raise DataError("the package has no bundled data: reinstall rgsd, or name a file")
     if name == BUNDLED:
-        return [found[domain] for domain in sorted(found)]
+        return [files[domain] for domain in sorted(files)]
     domain = name.partition(":")[2]
-    if domain not in found:
-        known = ", ".join(sorted(found))
-        raise DataError(f"got the bundled domain {domain!r}, wanted one of {known}: pick one, or 'bundled' for all")
-    return [found[domain]]
+    if domain not in files:
+        known = ", ".join(sorted(files))
+        raise DataError(f"got the bundled domain {domain!r}, expected one of {known}: pick one, or 'bundled' for all")
+    return [files[domain]]

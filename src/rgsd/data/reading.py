@@ -1,7 +1,7 @@
-"""Rows out of files, folders and the hub, one by one, each with its place.
+"""Read raw rows, with their places, from files, folders and the hub. Nothing here knows a schema.
 
-Nothing here knows a schema. A row that cannot be read is yielded with what is wrong with it, so that it is counted; a
-file that cannot be read as a whole is a `DataError`.
+A row that cannot be read is yielded with its error, so that it is counted. A file that cannot be read raises a
+`DataError`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from rgsd.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-"""What a file of rows may be called."""
+"""Suffixes of files with rows."""
 
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./=-]+))?")
 _BOM = b"\xef\xbb\xbf"
@@ -25,7 +25,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it was read: its place, and its value or why there is none."""
+    """A row with its place, and its value or the reason why it could not be read."""
 
     file: str
     row: int
@@ -34,51 +34,51 @@ class RawRow:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source is shaped as a hub id, `owner/name` or `owner/name:path/in/the/repository.parquet`."""
+    """Whether a source has the form of a hub id: `owner/name` or `owner/name:path/in/the/repository.parquet`."""
     return _HUB_ID.fullmatch(source) is not None
 
 
 def local_files(path: Path) -> list[Path]:
-    """The files to read at a path: itself, or those of a folder in the order of their names.
+    """The files to read at a path: the file itself, or a folder's files in alphabetical order.
 
     Raises:
-        DataError: when there is none with a known suffix.
+        DataError: If no file has a known suffix.
     """
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
         if files:
             return files
         names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise DataError(f"{path}: got a folder with {names}, wanted {' or '.join(SUFFIXES)} files in it: name another")
+        raise DataError(f"{path}: got a folder with {names}, expected {' or '.join(SUFFIXES)} files: name another one")
     if path.suffix.lower() not in SUFFIXES:
         got = f"a file with the suffix {path.suffix!r}"
-        raise DataError(f"{path}: got {got}, wanted {' or '.join(SUFFIXES)}: convert the file, or rename it")
+        raise DataError(f"{path}: got {got}, expected {' or '.join(SUFFIXES)}: convert or rename the file")
     return [path]
 
 
 def file_rows(path: Traversable) -> Iterator[RawRow]:
-    """The rows of one file.
+    """Read the rows of one file.
 
     Raises:
-        DataError: when the file cannot be read, or holds no row.
+        DataError: If the file cannot be read or has no rows.
     """
     suffix = Path(path.name).suffix.lower()
     reader = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[suffix]
     count = 0
     try:
-        for count, row in enumerate(reader(path), 1):  # noqa: B007 - the count is read after the loop
+        for count, row in enumerate(reader(path), 1):  # noqa: B007 - the count is used after the loop
             yield row
     except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error}): check its name and permissions") from error
+        raise DataError(f"{path}: cannot read the file ({error}): check its name and permissions") from error
     if not count:
-        raise DataError(f"{path}: got a file without a row, wanted at least one: remove the file, or fill it")
+        raise DataError(f"{path}: got a file without rows, expected at least one: remove the file, or add rows")
 
 
 def loads(text: str) -> Any:
-    """JSON, refusing a key that stands twice in one object: the first value would be lost silently.
+    """Parse JSON, and refuse an object with a repeated key, whose first value Python would drop silently.
 
     Raises:
-        ValueError: when the text is not JSON, or has such a key.
+        ValueError: If the text is not JSON, or has a repeated key.
     """
     try:
         return json.loads(text, object_pairs_hook=_no_duplicate_keys)
@@ -87,12 +87,12 @@ def loads(text: str) -> Any:
 
 
 def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return found
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {repeated!r} is repeated in one object")
+    return unique
 
 
 def _jsonl_rows(path: Traversable) -> Iterator[RawRow]:
@@ -108,10 +108,10 @@ def _line(file: str, number: int, line: bytes) -> RawRow:
     try:
         return RawRow(file, number, value=loads(line.decode("utf-8")))
     except UnicodeDecodeError as error:
-        got = f"got bytes that are not UTF-8 (at byte {error.start + 1} of the line), wanted UTF-8 text"
+        got = f"got bytes that are not UTF-8 (at byte {error.start + 1} of the line), expected UTF-8 text"
         return RawRow(file, number, error=f"{got}: save the file as UTF-8, or remove the line")
     except ValueError as error:
-        got = f"got a line that is not JSON ({error}), wanted one JSON object a line"
+        got = f"got a line that is not JSON ({error}), expected one JSON object per line"
         return RawRow(file, number, error=f"{got}: correct the line, or remove it")
 
 
@@ -125,8 +125,8 @@ def _json_rows(path: Traversable) -> Iterator[RawRow]:
         remedy = "save the file as UTF-8"
         raise DataError(f"{path}: got bytes that are not UTF-8 (at byte {error.start + 1}): {remedy}") from None
     except ValueError as error:
-        remedy = "correct it, or call it .jsonl when it has one object a line"
-        raise DataError(f"{path}: got a file that is not JSON ({error}), wanted a list of rows: {remedy}") from None
+        remedy = "correct it, or rename it to .jsonl if it has one object per line"
+        raise DataError(f"{path}: got a file that is not JSON ({error}), expected a list of rows: {remedy}") from None
     for number, row in enumerate(_row_list(value, path), 1):
         yield RawRow(path.name, number, value=row)
 
@@ -135,15 +135,15 @@ def _row_list(value: Any, path: Traversable) -> list[Any]:
     if isinstance(value, list):
         return value
     if isinstance(value, Mapping):
-        # A row of its own has a rubric among its lists; a wrapper {"data": [...]} has one list, of objects.
+        # A wrapper such as {"data": [...]} has exactly one list. A single row has lists too, but also a prompt.
         lists = {key: v for key, v in value.items() if isinstance(v, list)}
         if len(lists) == 1 and not {"prompt", "question", "query", "prompt_0", "conversation"} & set(value):
             return next(iter(lists.values()))
         got = f"one object with the keys {', '.join(list(value)[:8])}"
     else:
         got = f"a {type(value).__name__}"
-    wanted = "a list of rows, or an object with one list of rows in it"
-    raise DataError(f"{path}: got {got}, wanted {wanted}: wrap the rows in [ ]")
+    expected = "a list of rows, or an object with one list of rows in it"
+    raise DataError(f"{path}: got {got}, expected {expected}: wrap the rows in [ ]")
 
 
 def _parquet_rows(path: Traversable) -> Iterator[RawRow]:
@@ -151,40 +151,40 @@ def _parquet_rows(path: Traversable) -> Iterator[RawRow]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow ({error}): pip install pyarrow") from error
+        raise DataError(f"{path}: parquet files need pyarrow ({error}): pip install pyarrow") from error
     number = 0
     try:
-        # Small batches: RubricHub's rows carry each rubric three times.
+        # Small batches, because rows can be large: RubricHub's hold each rubric three times.
         for batch in pq.ParquetFile(str(path)).iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
                 yield RawRow(path.name, number, value=row)
     except pa.ArrowException as error:
-        raise DataError(f"{path}: the file is not readable parquet ({error}): fetch it again") from error
+        raise DataError(f"{path}: cannot read the file as parquet ({error}): download it again") from error
 
 
 def hub_rows(
     source: str, split: str | None, config: str | None, load_dataset: Callable[..., Any] | None = None
 ) -> Iterator[RawRow]:
-    """The rows of a dataset on the hub.
+    """Read the rows of a dataset on the hub.
 
     Args:
         source: `owner/name`, or `owner/name:path` for one file of the repository.
-        split: which split; may be left out where there is one.
-        config: which configuration; may be left out where there is one.
-        load_dataset: what fetches it; `datasets.load_dataset` by default.
+        split: Name of the split; optional if there is only one.
+        config: Name of the configuration; optional if there is only one.
+        load_dataset: Function that loads the dataset; `datasets.load_dataset` by default.
 
     Raises:
-        DataError: when it cannot be had, or a choice of split or configuration is needed.
+        DataError: If the dataset cannot be loaded, or has several splits or configurations and none is named.
     """
-    found = _HUB_ID.fullmatch(source)
-    if found is None:
-        raise DataError(f"got {source!r}, wanted a hub id, owner/name or owner/name:path/of/file.parquet")
-    data = _fetch(found["name"], found["file"], split, config, load_dataset or _load_dataset())
+    hub_id = _HUB_ID.fullmatch(source)
+    if hub_id is None:
+        raise DataError(f"got {source!r}, expected a hub id, owner/name or owner/name:path/of/file.parquet")
+    data = _fetch(hub_id["name"], hub_id["file"], split, config, load_dataset or _load_dataset())
     file = source
     if isinstance(data, Mapping):
         if len(data) != 1:
-            raise DataError(f"{source}: got the splits {', '.join(map(str, data))}, wanted one: pass split=")
+            raise DataError(f"{source}: got the splits {', '.join(map(str, data))}, expected one: pass split=")
         split, data = next(iter(data.items()))
     if split:
         file = f"{source}/{split}"
@@ -192,14 +192,14 @@ def hub_rows(
     for number, row in enumerate(data, 1):
         yield RawRow(file, number, value=row)
     if not number:
-        raise DataError(f"{file}: got a dataset without a row, wanted at least one: pick another split")
+        raise DataError(f"{file}: got a dataset without rows, expected at least one: choose another split")
 
 
 def _load_dataset() -> Callable[..., Any]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise DataError(f"reading from the hub needs the datasets library ({error}): pip install datasets") from error
+        raise DataError(f"hub datasets need the datasets library ({error}): pip install datasets") from error
     return load_dataset
 
 
@@ -217,7 +217,7 @@ def _fetch(name: str, file: str | None, split: str | None, config: str | None, l
         options["data_files"] = file
     try:
         return load_dataset(name, **{key: value for key, value in options.items() if value is not None})
-    # A missing dataset, no network and a refused login are OSErrors; a bad split or configuration is a ValueError.
+    # OSError: no such dataset, no network, or no access. ValueError: no such split or configuration.
     except (OSError, ValueError, *_library_errors()) as error:
         remedy = "check the id, the split and the configuration, or download the file and name its path"
-        raise DataError(f"{name}: the hub's dataset cannot be loaded ({error}): {remedy}") from error
+        raise DataError(f"{name}: cannot load the dataset from the hub ({error}): {remedy}") from error

@@ -1,14 +1,14 @@
-"""Groups of prompts too alike to stand on both sides of a split.
+"""Groups of prompts that are too similar to be on different sides of a split.
 
-Two prompts are linked when any of these holds; links chain into groups:
+Two prompts are linked if any of these holds, and linked prompts form a group:
 
-- **same text**: their user and assistant turns are equal after `tokens` has folded case, punctuation, white space,
-  Unicode variants, contractions and courtesies;
-- **shared opening**: their conversations begin with the same user turns, or one conversation begins with the other's
-  whole prompt;
-- **close text**: nearly all their word trigrams are shared, or a long passage is (see `rgsd.data.close_texts`).
+- **same text**: their user and assistant turns are equal after `tokens` has normalized case, punctuation, white space,
+  Unicode variants, contractions and courtesies.
+- **shared opening**: their conversations start with the same user turns, or one conversation starts with the other's
+  whole prompt.
+- **close text**: they share nearly all of their word trigrams, or a long passage (`rgsd.data.close_texts`).
 
-The comparison is deterministic. System prompts are not compared: a whole dataset shares them.
+The comparison is deterministic. System prompts are not compared, because a whole dataset can share one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from itertools import accumulate
 from rgsd.rubrics import Example
 
 MIN_OPENING_TOKENS = 5
-"""Least tokens of the user's turns that identify a conversation. "Hi" and "Can you help me" do not."""
+"""Fewest tokens of the user's turns that identify a conversation. "Hi" and "Can you help me" are too short."""
 
 MIN_FIRST_PROMPT_TOKENS = 3
-"""Least tokens of a whole prompt with which another conversation begins."""
+"""Fewest tokens of a whole prompt that another conversation starts with."""
 
 INSTRUCTION_COPIES, INSTRUCTION_SHARE = 30, 0.02
-"""An opening of more conversations than both is an instruction that all of them carry, and links none."""
+"""An opening that more conversations share, by count and by share, is a common instruction and links none of them."""
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _OPERATORS = r"+=<>^%\u00b1\u2264\u2265\u2260\u00d7\u00f7\u221a\u222b\u2211"
-# A minus, a slash, a star or a sharp is part of the question only beside what it works on ("x-1", "1/2", "C#").
+# Minus, slash, star and sharp matter only next to an operand ("x-1", "1/2", "C#"); elsewhere they are punctuation.
 _BOUND_OPERATORS = r"-(?=\s*\d)|(?<=\b\w)-(?=\w\b)|/(?=\d)|(?<=\w)\*(?=\w)|(?<=\w)#"
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[{_OPERATORS}]|{_BOUND_OPERATORS}")
 _ACCENTS = re.compile("[\u0300-\u036f]")
@@ -54,11 +54,11 @@ _COURTESIES = frozenset({"the", "please", "kindly", "hi", "hello", "hey", "thank
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicates:
-    """One group of prompts that belong on one side of a split.
+    """A group of prompts that belong on the same side of a split.
 
     Args:
-        examples: its members, two or more, in the order of the input.
-        why: what links them: "same text", "shared opening", "close text".
+        examples: The members, two or more, in the order of the input.
+        why: What links them: "same text", "shared opening", "close text".
     """
 
     examples: tuple[Example, ...] = field(repr=False)
@@ -66,10 +66,10 @@ class NearDuplicates:
 
 
 def near_duplicates(examples: Iterable[Example]) -> tuple[NearDuplicates, ...]:
-    """The groups of two or more, in the order of their first members.
+    """Find the groups of near-duplicates, in the order of their first members.
 
-    The groups depend on the set of examples, not on its order. Time is about linear in the text: 20,000 prompts of 100
-    words take seconds.
+    The groups do not depend on the order of the examples. Time is about linear in the length of the text: 20,000
+    prompts of 100 words take seconds.
     """
     examples = list(examples)
     prompts = [_Prompt.of(example) for example in examples]
@@ -81,23 +81,23 @@ def near_duplicates(examples: Iterable[Example]) -> tuple[NearDuplicates, ...]:
 
 
 def tokens(text: str) -> tuple[str, ...]:
-    """A text as what is compared: lower-case words, numbers and operators; every CJK character is a token."""
+    """The tokens to compare: lower-case words, numbers, operators, and single CJK characters."""
     folded = text.casefold()
     if not folded.isascii():
         folded = _ACCENTS.sub("", unicodedata.normalize("NFKD", folded.translate(_SIGNS)))
-        # NFKD takes Hangul syllables and voiced kana apart; compose them again.
+        # NFKD also decomposes Hangul syllables and voiced kana; compose them again.
         folded = unicodedata.normalize("NFC", folded).casefold()
     folded = folded.replace("`", "'")
     if "'" in folded or "cannot" in folded:
         for pattern, plain in _CONTRACTIONS:
             folded = pattern.sub(plain, folded)
-    found = _TOKEN.findall(folded)
-    return tuple(t for t in found if t not in _COURTESIES) or tuple(found)
+    words = _TOKEN.findall(folded)
+    return tuple(w for w in words if w not in _COURTESIES) or tuple(words)
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A prompt's turns as tokens; the keys of what other prompts may share with it."""
+    """A prompt as tokens: the whole text, the user's turns, and whether it has more than one turn."""
 
     text: tuple[str, ...]
     user_turns: tuple[tuple[str, ...], ...]
@@ -112,14 +112,14 @@ class _Prompt:
 
     @property
     def opening(self) -> tuple[str, ...] | None:
-        """The user's first turns, as many as identify the conversation. Replies may be sampled anew: left out."""
+        """The first user turns that identify the conversation. Replies are left out: they may have been resampled."""
         sizes = accumulate(len(turn) for turn in self.user_turns)
         enough = next((n for n, size in enumerate(sizes, 1) if size >= MIN_OPENING_TOKENS), None)
         return None if enough is None else tuple(t for turn in self.user_turns[:enough] for t in turn)
 
 
 class _Links:
-    """Union-find over positions, with the reasons of the links."""
+    """Union-find over positions, with the reasons for the links."""
 
     def __init__(self, n: int) -> None:
         self._parents = list(range(n))
@@ -149,7 +149,7 @@ class _Links:
 def _link_same_texts(prompts: Sequence[_Prompt], links: _Links) -> None:
     first: dict[tuple[str, ...], int] = {}
     for i, prompt in enumerate(prompts):
-        # Without a token (only emoji, say) there is nothing to compare; exact duplicates are found elsewhere.
+        # A prompt without tokens, such as a single emoji, cannot be compared. `deduplicate` finds exact repetitions.
         if prompt.text and first.setdefault(prompt.text, i) != i:
             links.join(i, first[prompt.text], "same text")
 
@@ -174,7 +174,7 @@ def _link_openings(prompts: Sequence[_Prompt], links: _Links) -> None:
 
 
 def _link_close_texts(prompts: Sequence[_Prompt], links: _Links) -> None:
-    from rgsd.data.close_texts import close_pairs  # numpy, only when a comparison is asked for
+    from rgsd.data.close_texts import close_pairs  # imports numpy, which most users of rgsd.data do not need
 
     def is_linked(i: int, j: int) -> bool:
         return links.root(i) == links.root(j)

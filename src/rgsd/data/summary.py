@@ -1,4 +1,4 @@
-"""A load in numbers."""
+"""Summarize loaded data in numbers and lines of text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LISTED_GROUPS, _LISTED_MEMBERS, _LISTED_CHARACTERS = 5, 3, 100
 
 
 def summarise(loaded: Loaded) -> dict[str, Any]:
-    """What was loaded, in plain JSON-able numbers.
+    """Summarize loaded data in JSON types.
 
-    Lengths and counts come as {"min", "median", "max"}; shares lie in [0, 1].
+    Lengths and counts are given as {"min", "median", "max"}; shares are in [0, 1].
     """
     examples = loaded.examples
     criteria = [criterion for example in examples for criterion in example.rubric]
@@ -53,7 +53,7 @@ def summarise(loaded: Loaded) -> dict[str, Any]:
 
 
 def describe(loaded: Loaded) -> str:
-    """`summarise` as a few lines to read."""
+    """The summary as lines of text."""
     summary = summarise(loaded)
     weights, checks, duplicates = summary["weights"], summary["checks"], summary["duplicates"]
     left_out, near = summary["left_out"], summary["near_duplicates"]
@@ -61,16 +61,19 @@ def describe(loaded: Loaded) -> str:
         ("files", ", ".join(summary["files"]) or "none"),
         ("schema", f"{summary['schema']}, scored by {_named(summary['scoring']) or 'nothing'}"),
         ("rows", f"{summary['rows']:,}: {summary['examples']:,} examples, {summary['problems']['count']:,} bad rows"),
-        ("criteria", f"{summary['criteria']['total']:,}, {_range(summary['criteria']['per_example'])} an example"),
+        ("criteria", f"{summary['criteria']['total']:,}, {_range(summary['criteria']['per_example'])} per example"),
         ("weights", f"{weights['positive']:,} positive, {weights['negative']:,} negative, {_range(weights)}"),
         ("polarity", _named(summary["polarity"])),
-        ("left out", f"{left_out['count']:,} pitfalls whose polarity is open" if left_out["count"] else ""),
-        ("checks", f"{checks['criteria_share']:.0%} of criteria; {checks['examples_share']:.0%} of examples entirely"),
+        ("left out", f"{left_out['count']:,} pitfalls of unknown polarity" if left_out["count"] else ""),
+        (
+            "checks",
+            f"{checks['criteria_share']:.0%} of criteria; all criteria of {checks['examples_share']:.0%} of examples",
+        ),
         ("prompts", f"{_range(summary['prompt_words'])} words, {_range(summary['prompt_characters'])} characters"),
-        ("turns", f"{_range(summary['turns'])} a prompt"),
+        ("turns", f"{_range(summary['turns'])} per prompt"),
         ("references", f"{summary['references']:,}"),
         ("domains", _named(summary["domains"])),
-        ("duplicates", f"{duplicates['count']:,} prompts seen before{_among(duplicates['first_ids'])}"),
+        ("duplicates", f"{duplicates['count']:,} repeated prompts{_among(duplicates['first_ids'])}"),
         ("near", _near_in_words(near)),
         ("recurrence", in_words(summary["recurrence"])),
     ]
@@ -93,7 +96,7 @@ def _range(spread: dict[str, Any]) -> str:
 
 
 def _among(ids: list[str]) -> str:
-    return f", among them {', '.join(ids)}" if ids else ""
+    return f", for example {', '.join(ids)}" if ids else ""
 
 
 def _weights(criteria: Sequence[Criterion]) -> dict[str, Any]:
@@ -107,9 +110,9 @@ def _weights(criteria: Sequence[Criterion]) -> dict[str, Any]:
 
 
 def _left_out(examples: Sequence[Example]) -> dict[str, Any]:
-    """Criteria that are neither shown nor scored, because it is open whether meeting them is good."""
-    found = [{"id": e.id, **item} for e in examples for item in e.metadata.get("left_out") or () if _is_item(item)]
-    return {"count": len(found), "why": _counts(i["why"] for i in found), "first": found[:LISTED_PROBLEMS]}
+    """Criteria that are neither shown nor scored, because it is unknown whether meeting them is good."""
+    items = [{"id": e.id, **item} for e in examples for item in e.metadata.get("left_out") or () if _is_item(item)]
+    return {"count": len(items), "why": _counts(i["why"] for i in items), "first": items[:LISTED_PROBLEMS]}
 
 
 def _is_item(item: object) -> bool:
@@ -122,7 +125,7 @@ def _duplicates(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def _near_duplicates(groups: Sequence[NearDuplicates]) -> dict[str, Any]:
-    """Groups of prompts that a split keeps on one side; exact duplicates are counted elsewhere."""
+    """Groups of prompts that a split keeps on one side. Repeated prompts are counted in `_duplicates`."""
     return {
         "groups": len(groups),
         "prompts": sum(len(group.examples) for group in groups),

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from rgsd.errors import ConfigError
 from rgsd.judges import ChecksJudge, Judgement
-from rgsd.judges.checks import sentences
 from rgsd.rubrics import Example
+from rgsd.rubrics.checks import sentences
 
 
 class WeakJudge(ChecksJudge):

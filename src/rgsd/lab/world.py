@@ -20,7 +20,7 @@ reveal any of this. `generality` sets the share of prompts whose rubric follows 
     0    The kinds of facts are drawn for each prompt, so training on one prompt teaches nothing about another.
     g    A share g of the prompts follows the modifier. A larger g only adds prompts to that share.
 
-Verifier. Every criterion has a check (`rgsd.judges.checks`), which the ordinary `ChecksJudge` decides. A fact counts as
+Verifier. Every criterion has a check (`rgsd.rubrics.checks`), which `ChecksJudge` decides. A fact counts as
 stated if its whole sentence is in the response and no sentence gives another value for the same kind of fact about the
 same animal. A pitfall counts as met if its sentence is in the response, contradicted or not. A response that lists all
 twelve facts earns every positive point, but takes 55 words and meets every pitfall about a kind of fact.

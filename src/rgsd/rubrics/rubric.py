@@ -36,7 +36,7 @@ class Criterion:
         weight: Points for meeting it. Negative for a pitfall, never zero.
         title: A short name, if the dataset has one.
         tags: The dataset's labels, e.g. `("axis:accuracy",)`.
-        check: A programmatic check that decides the criterion exactly (see `rgsd.judges.checks`), or None.
+        check: A programmatic check that decides the criterion exactly (see `rgsd.rubrics.checks`), or None.
 
     Raises:
         DataError: If the text is empty, or the weight is zero, not finite, or outside `WEIGHT_SIZES`.

@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import get_peft_config
 
 from rgsd import models
-from rgsd.data.config import Sides
+from rgsd.data.config import DataSplit
 from rgsd.errors import ConfigError
 from rgsd.evaluation.responses import references
 from rgsd.inference import TransformersGenerator
@@ -49,7 +49,7 @@ class Job:
 
     recipe: Recipe
     opened: OpenedRun
-    split: Sides
+    split: DataSplit
     judge: Judge
     is_evaluated: bool
 

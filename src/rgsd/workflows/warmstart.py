@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rgsd.errors import CheckUndecided, ConfigError
-from rgsd.judges.checks import holds
 from rgsd.progress import say
 from rgsd.prompts.messages import PromptSettings, student_messages, teacher_messages
 from rgsd.rubrics import Criterion, Example, Rubric
+from rgsd.rubrics.checks import holds
 from rgsd.runs import ADAPTER, MODEL, Run, create_run
 from rgsd.settings import setting
 

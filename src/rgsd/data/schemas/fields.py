@@ -1,7 +1,7 @@
-"""Reading one field of a row, or refusing it by name.
+"""Helpers to read the fields of a row, and to refuse malformed ones.
 
-Every schema's `parse` is written in these helpers, so that a bad value is refused in one voice: what was got, what was
-wanted, what to do. `FieldError` stays inside the package: `load` turns it into a `Problem` with its file and row.
+All schemas use them, so that all errors have the same form: what was got, what was expected, and what to do. They raise
+`FieldError`, which `rgsd.data.load` turns into a `Problem` with the file and the row.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from rgsd.errors import DataError
 from rgsd.rubrics import WEIGHT_SIZES, Criterion, Example, Message, Rubric
 
 Row = Mapping[str, Any]
-"""One row, as JSON, parquet or `datasets` gives it."""
+"""A row, as read from JSON, parquet or `datasets`."""
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
-"""The roles a turn may have; the ones `rgsd.rubrics.Example` accepts."""
+"""Roles of turns that `rgsd.rubrics.Example` accepts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where a row stands: its file's name, and its number counted from 1 (in a .jsonl file, its line)."""
+    """The place of a row: the name of its file, and its number counted from 1 (in a .jsonl file, its line)."""
 
     file: str
     row: int
 
     @property
     def default_id(self) -> str:
-        """The id of a row that brings none: unique within a load, and it leads back to the row."""
+        """The id of a row without one: unique within a load, and it shows where the row is."""
         return f"{self.file}#{self.row}"
 
 
@@ -42,8 +42,8 @@ class FieldError(Exception):
     """A value that cannot be used. Private to `rgsd.data`.
 
     Args:
-        field: its path in the row, e.g. `rubric[2].weight`; empty for the row as a whole.
-        message: what was got, what was wanted, what to do.
+        field: Path of the field in the row, for example `rubric[2].weight`; empty for the row as a whole.
+        message: What was got, what was expected, and what to do.
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -52,13 +52,13 @@ class FieldError(Exception):
         self.message = message
 
 
-def refuse(field: str, got: Any, wanted: str, remedy: str) -> FieldError:
-    """The error for one value, in the package's one form."""
-    return FieldError(field, f"got {describe(got)}, wanted {wanted}: {remedy}")
+def refuse(field: str, got: Any, expected: str, remedy: str) -> FieldError:
+    """Build the error for a value, in the form that all errors of the package have."""
+    return FieldError(field, f"got {describe(got)}, expected {expected}: {remedy}")
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, short enough for one line of an error."""
+    """Describe a value in a few words, for an error."""
     if value is None:
         return "nothing"
     if isinstance(value, list | tuple):
@@ -66,15 +66,15 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"an object with keys {', '.join(map(str, list(value)[:8]))}" if value else "an empty object"
     if isinstance(value, str) and not value.strip():
-        return "an empty text"
+        return "an empty string"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def plain(value: Any) -> Any:
-    """A value in plain Python: numpy arrays and scalars, tuples, dates and decimals become what JSON would hold."""
+    """Convert a value to JSON types: numpy arrays and scalars, tuples, dates and decimals."""
     if value is None or isinstance(value, str | bool | int | float):
-        # numpy's float64 and str_ are subclasses; exact types keep `repr` and JSON clean.
+        # numpy's float64 and str_ are subclasses of float and str, but their `repr` differs.
         item = getattr(value, "item", None)
         return item() if callable(item) else value
     if isinstance(value, Mapping):
@@ -85,13 +85,13 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return float(value)
-    # Duck-typed, so that numpy is never imported here.
+    # Duck typing, to avoid an import of numpy.
     to_list = getattr(value, "tolist", None)
     return plain(to_list()) if callable(to_list) else value
 
 
 def compact(value: Any) -> Any:
-    """A plain value without the nothings that parquet fills a struct's unused fields with."""
+    """Remove missing values, with which parquet fills the unused fields of a struct."""
     if isinstance(value, Mapping):
         return {k: compact(v) for k, v in value.items() if not is_missing(v)}
     if isinstance(value, list):
@@ -100,15 +100,15 @@ def compact(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for "not there": None, or the NaN that pandas writes for it."""
+    """Whether a value is missing: None, or NaN, which pandas uses instead."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def record(row: Any) -> dict[str, Any]:
-    """The row as a plain dict.
+    """Convert a row to a plain dict.
 
     Raises:
-        FieldError: when the row is not an object.
+        FieldError: If the row is not an object.
     """
     if not isinstance(row, Mapping):
         raise refuse("", row, "an object with named fields", "write each row as one JSON object")
@@ -116,7 +116,7 @@ def record(row: Any) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> Any:
-    """The value behind a text that holds a JSON list or object, the value itself otherwise."""
+    """Parse a string that holds a JSON list or object. Any other value is returned unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -126,87 +126,85 @@ def from_json(value: Any) -> Any:
 
 
 def optional_text(row: Row, key: str, field: str | None = None) -> str | None:
-    """The text under a key; None when it is missing or blank.
+    """Read a string; None if it is missing or blank.
 
     Raises:
-        FieldError: when it is there and not a text.
+        FieldError: If the value is not a string.
     """
     value = row.get(key)
     if is_missing(value):
         return None
     if not isinstance(value, str):
-        raise refuse(field or key, value, "a text or nothing", f"write {key!r} as a text, or leave it out")
+        raise refuse(field or key, value, "a string or nothing", f"write {key!r} as a string, or leave it out")
     return value if value.strip() else None
 
 
 def text(row: Row, key: str, field: str | None = None) -> str:
-    """The text under a key.
+    """Read a non-empty string.
 
     Raises:
-        FieldError: when it is missing, blank or not a text.
+        FieldError: If the value is missing, blank or not a string.
     """
     value = row.get(key)
     if is_missing(value) or not isinstance(value, str) or not value.strip():
         got = None if is_missing(value) else value
-        raise refuse(field or key, got, "a text that is not empty", f"fill {key!r} in, or remove the row")
+        raise refuse(field or key, got, "a non-empty string", f"fill in {key!r}, or remove the row")
     return value
 
 
 def identifier(row: Row, key: str, where: Where) -> str:
-    """The row's own id under a key, or one made from where it stands.
+    """Read the row's id, or make one from its place.
 
     Raises:
-        FieldError: when the id is neither a text nor a whole number.
+        FieldError: If the id is neither a string nor a whole number.
     """
     value = row.get(key)
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return where.default_id
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise refuse(key, value, "a text", f"write {key!r} as a text, or leave it out to get one made")
+        raise refuse(key, value, "a string", f"write {key!r} as a string, or leave it out")
     return str(value)
 
 
-def weight(item: Row, key: str, field: str, default: float | None = None) -> float:
-    """A criterion's weight.
+def weight(item: Row, key: str, field: str) -> float:
+    """Read a criterion's weight.
 
     Raises:
-        FieldError: when it is missing without a default, not a number, not finite, zero, or of an absurd size.
+        FieldError: If it is missing, not a number, not finite, zero, or outside `WEIGHT_SIZES`.
     """
     value = item.get(key)
-    if value is None and default is not None:
-        return default
-    wanted = "a finite number other than 0"
+    expected = "a finite number other than 0"
     if value is None or isinstance(value, bool) or not isinstance(value, int | float):
-        raise refuse(field, value, wanted, "write the weight as a number, negative for a pitfall")
+        raise refuse(field, value, expected, "write the weight as a number, negative for a pitfall")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or number == 0:
-        raise refuse(field, value, wanted, "give the criterion a weight (negative for a pitfall), or remove it")
+        raise refuse(field, value, expected, "give the criterion a weight (negative for a pitfall), or remove it")
     least, most = WEIGHT_SIZES
     if not least <= abs(number) <= most:
-        raise refuse(field, value, f"{wanted}, {least:g} to {most:g} in size", "scale the weights of the rubric")
+        raise refuse(field, value, f"{expected}, {least:g} to {most:g} in size", "scale the weights of the rubric")
     return number
 
 
 def mapping(row: Row, key: str, field: str | None = None) -> dict[str, Any]:
-    """The object under a key, which may stand there as JSON text.
+    """Read an object, which may be stored as a JSON string.
 
     Raises:
-        FieldError: when it is missing or not an object.
+        FieldError: If it is missing or not an object.
     """
     value = from_json(row.get(key))
     if not isinstance(value, Mapping):
-        raise refuse(field or key, value, "an object", f"fill {key!r} in as the schema has it, or remove the row")
+        raise refuse(field or key, value, "an object", f"fill in {key!r} as the schema defines it, or remove the row")
     return dict(value)
 
 
 def optional_mapping(row: Row, key: str, field: str | None = None) -> dict[str, Any]:
-    """The object under a key; empty when it is missing.
+    """Read an object; empty if it is missing.
 
     Raises:
-        FieldError: when it is there and not an object.
+        FieldError: If the value is not an object.
     """
     value = row.get(key)
     if is_missing(value) or value == "":
@@ -214,25 +212,51 @@ def optional_mapping(row: Row, key: str, field: str | None = None) -> dict[str, 
     return mapping(row, key, field)
 
 
-def rubric(value: Any, field: str, one: Callable[[Any, str], Criterion]) -> Rubric:
-    """A list of published criteria as a rubric.
+def rubric(value: Any, field: str, read_item: Callable[[Any, str], Criterion]) -> Rubric:
+    """Read a rubric from a list of criteria.
 
     Args:
-        value: the list; JSON text holding one is read too.
-        field: its path, for errors.
-        one: reads one item, given the item and its path.
+        value: The list, or a JSON string that holds it.
+        field: Path of the list, for errors.
+        read_item: Reads an item, given its value and its path.
 
     Raises:
-        FieldError: when it is missing, empty or not a list, or an item is refused.
+        FieldError: If the list is missing, empty or not a list, or an item is malformed.
     """
-    return Rubric(tuple(one(item, f"{field}[{number}]") for number, item in enumerate(items(value, field))))
+    return Rubric(tuple(read_item(item, f"{field}[{number}]") for number, item in enumerate(items(value, field))))
+
+
+def criterion(
+    item: Row,
+    field: str,
+    text_key: str,
+    weight_key: str | None = None,
+    *,
+    title: str | None = None,
+    tags: tuple[str, ...] = (),
+    check: dict[str, Any] | None = None,
+) -> Criterion:
+    """Build a criterion from an item.
+
+    Args:
+        item: The item.
+        field: Path of the item, for errors.
+        text_key: Key of the criterion's text.
+        weight_key: Key of its weight; None for a weight of 1.
+        title, tags, check: As in `Criterion`.
+
+    Raises:
+        FieldError: If the text or the weight is malformed.
+    """
+    weighed = 1.0 if weight_key is None else weight(item, weight_key, f"{field}.{weight_key}")
+    return Criterion(text(item, text_key, f"{field}.{text_key}"), weighed, title, tags, check)
 
 
 def items(value: Any, field: str) -> list[Any]:
-    """A published list of criteria, not yet read; JSON text holding one is read too.
+    """Read a list of criteria, which may be stored as a JSON string, without reading its items.
 
     Raises:
-        FieldError: when it is missing, empty or not a list.
+        FieldError: If it is missing, empty or not a list.
     """
     value = from_json(value)
     if not isinstance(value, list) or not value:
@@ -242,10 +266,10 @@ def items(value: Any, field: str) -> list[Any]:
 
 
 def item(value: Any, field: str) -> dict[str, Any]:
-    """One criterion of a published list, as a dict.
+    """Read an item of a list of criteria as a dict.
 
     Raises:
-        FieldError: when it is not an object.
+        FieldError: If it is not an object.
     """
     value = from_json(value)
     if not isinstance(value, Mapping):
@@ -254,17 +278,17 @@ def item(value: Any, field: str) -> dict[str, Any]:
 
 
 def tags(value: Any, field: str) -> tuple[str, ...]:
-    """Tags from a list of texts, or from an object as "key:value"; empty and missing ones are left out.
+    """Read tags from a list of strings, or from an object as "key:value". Empty ones are left out.
 
     Raises:
-        FieldError: when it is neither.
+        FieldError: If the value is neither.
     """
     if is_missing(value) or value == "":
         return ()
     if isinstance(value, Mapping):
         return tuple(f"{k}:{_tag(v)}" for k, v in value.items() if _tag(v))
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise refuse(field, value, "a list of texts", "write the tags as a list of texts, or leave them out")
+        raise refuse(field, value, "a list of strings", "write the tags as a list of strings, or leave them out")
     return tuple(v for v in value if v.strip())
 
 
@@ -276,44 +300,44 @@ def _tag(value: Any) -> str:
 
 
 def labelled(label: str, value: Any) -> tuple[str, ...]:
-    """The tag `label:value`, or none when the value is missing or blank."""
+    """The tag `label:value`; none if the value is missing or blank."""
     return () if is_missing(value) or str(value).strip() == "" else (f"{label}:{value}",)
 
 
 def user_turn(row: Row, key: str) -> tuple[Message, ...]:
-    """A prompt that is one user turn.
+    """Read a prompt with a single user turn.
 
     Raises:
-        FieldError: when the text is missing or blank.
+        FieldError: If the text is missing or blank.
     """
     return ({"role": "user", "content": text(row, key)},)
 
 
 def messages(value: Any, field: str) -> tuple[Message, ...]:
-    """A conversation that ends with the user's turn; a plain text is one user turn.
+    """Read a conversation that ends with a user turn. A string is a single user turn.
 
     Raises:
-        FieldError: naming the turn that is malformed.
+        FieldError: If a turn is malformed.
     """
     if isinstance(value, str) and value.strip():
         return ({"role": "user", "content": value},)
     if not isinstance(value, list) or not value:
         got = None if is_missing(value) else value
         remedy = "give the row a prompt, or remove it"
-        raise refuse(field, got, "a text, or a list of {role, content} with at least one turn", remedy)
+        raise refuse(field, got, "a string, or a list of {role, content} with at least one turn", remedy)
     turns = tuple(_turn(turn, f"{field}[{number}]") for number, turn in enumerate(value))
     _check_last(turns, field)
     return turns
 
 
 def published_messages(value: Any, field: str) -> tuple[Message, ...]:
-    """Like `messages`, for schemas whose turns are sometimes stored as JSON text.
+    """Like `messages`, for schemas whose turns may be stored as a JSON string.
 
     Raises:
-        FieldError: naming the turn that is malformed.
+        FieldError: If a turn is malformed.
     """
     decoded = from_json(value)
-    # A question may itself be a piece of JSON: only a list of turns is taken for one.
+    # A question can itself be JSON, so only a list of turns is decoded.
     is_turns = isinstance(decoded, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in decoded)
     return messages(decoded if is_turns else value, field)
 
@@ -321,10 +345,10 @@ def published_messages(value: Any, field: str) -> tuple[Message, ...]:
 def _check_last(turns: tuple[Message, ...], field: str) -> None:
     last = f"{field}[{len(turns) - 1}]"
     if turns[-1]["role"] != "user":
-        remedy = "a model answers the user's last turn: cut the turns after it, or remove the row"
+        remedy = "the model answers the last user turn: remove the turns after it, or the row"
         raise refuse(f"{last}.role", turns[-1]["role"], "'user' in the last turn", remedy)
     if not turns[-1]["content"].strip():
-        raise refuse(f"{last}.content", "", "a text that is not empty", "fill the user's turn in, or remove the row")
+        raise refuse(f"{last}.content", "", "a non-empty string", "fill in the user's turn, or remove the row")
 
 
 def _turn(turn: Any, field: str) -> Message:
@@ -339,29 +363,31 @@ def _turn(turn: Any, field: str) -> Message:
 def _content(value: Any, field: str) -> str:
     if isinstance(value, str):
         return value
-    wanted = 'a text, or a list of {"type": "text", "text": ...} parts'
+    expected = 'a string, or a list of {"type": "text", "text": ...} parts'
     if not isinstance(value, list) or not value:
-        raise refuse(field, value, wanted, "only text can be trained on: write the turn as a text, or remove the row")
-    parts = [_part(part, f"{field}[{number}]", wanted) for number, part in enumerate(value)]
-    # Parts are pieces of one turn: a line break keeps their edges from running into each other.
+        raise refuse(
+            field, value, expected, "only text can be trained on: write the turn as a string, or remove the row"
+        )
+    parts = [_part(part, f"{field}[{number}]", expected) for number, part in enumerate(value)]
+    # A line break keeps the last word of a part apart from the first word of the next.
     return "\n".join(parts)
 
 
-def _part(part: Any, field: str, wanted: str) -> str:
+def _part(part: Any, field: str, expected: str) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     kind = part.get("type") if isinstance(part, Mapping) else part
-    raise refuse(field, kind, wanted, "only text can be trained on: remove the part, or the row")
+    raise refuse(field, kind, expected, "only text can be trained on: remove the part, or the row")
 
 
 def kept(row: Row, *keys: str) -> dict[str, Any]:
-    """The named fields that are there, JSON-serialisable, for `Example.metadata`."""
-    found = {key: jsonable(row[key]) for key in keys if key in row}
-    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
+    """The named fields that the row has, in JSON types, for `Example.metadata`."""
+    values = {key: jsonable(row[key]) for key in keys if key in row}
+    return {key: value for key, value in values.items() if value not in (None, "", [], {})}
 
 
 def jsonable(value: Any) -> Any:
-    """A plain value with whatever JSON cannot hold replaced: NaN by nothing, other objects by their text."""
+    """Replace what JSON cannot hold: non-finite numbers by None, other objects by their string."""
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items() if not is_missing(v)}
     if isinstance(value, list):
@@ -372,26 +398,26 @@ def jsonable(value: Any) -> Any:
 
 
 def check_keys(row: Row, known: Iterable[str], field: str = "") -> None:
-    """Refuse a key that is not among the known ones, suggesting the nearest.
+    """Refuse an unknown key, and suggest a similar known one.
 
     Raises:
-        FieldError: for the first unknown key whose value is not missing.
+        FieldError: For the first unknown key whose value is not missing.
     """
     known = list(known)
     for key, value in row.items():
         if key in known or is_missing(value):
             continue
-        near = difflib.get_close_matches(key.casefold(), known, n=1, cutoff=0.6)
-        remedy = f"did you mean {near[0]!r}?" if near else "put it under 'metadata' of the row, or remove it"
+        close = difflib.get_close_matches(key.casefold(), known, n=1, cutoff=0.6)
+        remedy = f"did you mean {close[0]!r}?" if close else "move it into 'metadata' of the row, or remove it"
         path = f"{field}.{key}" if field else key
-        raise FieldError(path, f"got the unknown key {key!r}, wanted one of {', '.join(known)}: {remedy}")
+        raise FieldError(path, f"got the unknown key {key!r}, expected one of {', '.join(known)}: {remedy}")
 
 
 def example(**fields: Any) -> Example:
-    """Build an `Example`, turning its own refusals into a `FieldError` for the whole row.
+    """Build an `Example`.
 
     Raises:
-        FieldError: when the pieces do not make a valid example.
+        FieldError: If the fields do not make a valid example; it is about the row as a whole.
     """
     try:
         return Example(**fields)

@@ -21,26 +21,22 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item {criterion, points, tags}.
+    """Read an item {criterion, points, tags}.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     item = f.item(value, field)
-    return Criterion(
-        text=f.text(item, "criterion", f"{field}.criterion"),
-        weight=f.weight(item, "points", f"{field}.points"),
-        tags=f.tags(item.get("tags"), f"{field}.tags"),
-    )
+    return f.criterion(item, field, "criterion", "points", tags=f.tags(item.get("tags"), f"{field}.tags"))
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
-    The canary goes to the metadata, where no prompt is made from.
+    The canary goes into the metadata, which no prompt contains.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     ideal = f.optional_mapping(row, "ideal_completions_data")

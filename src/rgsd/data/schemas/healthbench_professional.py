@@ -22,23 +22,19 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item {criterion_text, points}.
+    """Read an item {criterion_text, points}.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
-    item = f.item(value, field)
-    return Criterion(
-        text=f.text(item, "criterion_text", f"{field}.criterion_text"),
-        weight=f.weight(item, "points", f"{field}.points"),
-    )
+    return f.criterion(f.item(value, field), field, "criterion_text", "points")
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     return f.example(
@@ -54,7 +50,7 @@ def parse(row: f.Row, where: f.Where) -> Example:
 
 
 def _conversation(value: Any) -> tuple[Message, ...]:
-    """The turns: {messages: [...]}, or the list itself."""
+    """The turns, from {messages: [...]} or from a list of turns."""
     value = f.from_json(value)
     if isinstance(value, Mapping):
         return f.published_messages(value.get("messages"), "conversation.messages")

@@ -1,10 +1,10 @@
-"""The project's own schema: one JSON object a line.
+"""Our own schema: one JSON object per line.
 
     {"id"?: str, "prompt": str or [{"role", "content"}, ...],
      "rubric": [{"criterion": str, "weight"?: number, "check"?: {...}, "tags"?: [str], "title"?: str}, ...],
      "reference"?: str, "domain"?: str, "scoring"?: str, "tags"?: [str], "metadata"?: {}}
 
-Unlike the published schemas it is strict: an unknown key is an error, since it is more often a typo than a wish.
+Unlike the published schemas, it is strict: an unknown key is an error, because it is usually a typo.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 from rgsd.data.schemas import fields as f
 from rgsd.errors import DataError
-from rgsd.judges import checks
-from rgsd.rubrics import SCORINGS, Criterion, Example
+from rgsd.rubrics import SCORINGS, Criterion, Example, checks
 
 NAME = "rgsd"
 SUMMARY = "our own: prompt, rubric with weights, checks and tags, reference, domain, scoring, metadata"
@@ -23,7 +22,7 @@ SUMMARY = "our own: prompt, rubric with weights, checks and tags, reference, dom
 KEYS = ("id", "prompt", "rubric", "reference", "domain", "scoring", "tags", "metadata")
 CRITERION_KEYS = ("criterion", "weight", "check", "tags", "title")
 
-# Keys by which a row belongs to a published schema instead.
+# Keys that mark a row of a published schema.
 _FOREIGN = (
     *("Rubrics", "rubrics", "reward_model", "prompt_id", "sample_id", "rubric_items", "rubric_list", "rubric_count"),
     *("question", "question_source", "reference_answer", "query", "general_domain", "prompt_0", "task"),
@@ -31,7 +30,7 @@ _FOREIGN = (
 
 
 def matches(row: f.Row) -> bool:
-    """Whether a row has this schema's keys; one with a typo in "rubric" still does, so that the typo is named."""
+    """Whether a row has this schema's keys. A typo in "rubric" is accepted here, so that `parse` can report it."""
     if any(key in row for key in _FOREIGN):
         return False
     if "rubric" in row:
@@ -40,16 +39,18 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item of the rubric.
+    """Read an item of the rubric.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     item = f.item(value, field)
     f.check_keys(item, CRITERION_KEYS, field)
-    return Criterion(
-        text=f.text(item, "criterion", f"{field}.criterion"),
-        weight=f.weight(item, "weight", f"{field}.weight", default=1.0),
+    return f.criterion(
+        item,
+        field,
+        "criterion",
+        None if item.get("weight") is None else "weight",
         title=f.optional_text(item, "title", f"{field}.title"),
         tags=_tags(item.get("tags"), f"{field}.tags"),
         check=_check(item.get("check"), f"{field}.check"),
@@ -57,10 +58,10 @@ def criterion(value: Any, field: str) -> Criterion:
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     f.check_keys(row, KEYS)
@@ -88,9 +89,9 @@ def _check(value: Any, field: str) -> dict[str, Any] | None:
 
 
 def _tags(value: Any, field: str) -> tuple[str, ...]:
-    # Published schemas also have tags as objects; ours has one form.
+    # `f.tags` also accepts an object, for published schemas.
     if isinstance(value, dict):
-        raise f.refuse(field, value, "a list of texts", 'write ["key:value", ...]')
+        raise f.refuse(field, value, "a list of strings", 'write ["key:value", ...]')
     return f.tags(value, field)
 
 
@@ -99,7 +100,7 @@ def _scoring(row: f.Row) -> str:
     if name is None:
         return "satisfaction"
     if name not in SCORINGS:
-        near = difflib.get_close_matches(name, SCORINGS, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "pick one of them, or leave it out"
+        close = difflib.get_close_matches(name, SCORINGS, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else "choose one of them, or leave it out"
         raise f.refuse("scoring", name, f"one of {', '.join(SCORINGS)}", remedy)
     return name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from rgsd.judges.checks import PLAIN
+from rgsd.rubrics.checks import PLAIN
 
 Reading = Literal["avoid", "commit"]
 """avoid: an instruction, meeting it is good. commit: the bad act itself, meeting it is bad."""

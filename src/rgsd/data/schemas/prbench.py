@@ -3,7 +3,7 @@
     {task, turns, field, topic, expert, prompt_0, response_0, prompt_1, ...,
      rubric: [{id, title, annotations: {criteria_category, criteria_description, weight_class, <class>_weight}}]}
 
-Every annotation has a weight column for each class, some filled from its history: only the one of its own
+An annotation has a weight column for every class, and some hold older values. Only the column of its own
 weight_class counts.
 """
 
@@ -16,7 +16,7 @@ from rgsd.data.schemas import fields as f
 from rgsd.rubrics import Criterion, Example, Message
 
 NAME = "prbench"
-SUMMARY = "PRBench: prompt_0, response_0, ... turns, and a rubric whose weight stands in its class's column"
+SUMMARY = "PRBench: prompt_0, response_0, ... turns, and a rubric whose weight is in its class's column"
 
 _PROMPT = re.compile(r"prompt_(\d+)")
 
@@ -27,10 +27,10 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item {id, title, annotations}.
+    """Read an item {id, title, annotations}.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     item = f.item(value, field)
     field = f"{field}.annotations"
@@ -46,10 +46,10 @@ def criterion(value: Any, field: str) -> Criterion:
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     return f.example(
@@ -68,15 +68,15 @@ def _weight(notes: f.Row, weight_class: str, field: str) -> float:
     column = columns.get(_folded(weight_class))
     if column is None:
         known = ", ".join(sorted(columns)) or "none"
-        message = f"got the class {weight_class!r}, wanted one with a <class>_weight beside it (there are: {known})"
+        message = f"got the class {weight_class!r}, expected one that has a <class>_weight column (these have: {known})"
         raise f.FieldError(f"{field}.weight_class", f"{message}: correct the class, or add its weight")
     weight = f.weight(notes, column, f"{field}.{column}")
     if "detrimental" in _folded(weight_class):
-        # A detrimental criterion costs points, whether its column holds -5 or the size 5.
+        # A detrimental criterion costs points, whether its column holds -5 or 5.
         return -abs(weight)
     if weight < 0:
-        wanted = f"a positive number, since the class is {weight_class!r}"
-        raise f.refuse(f"{field}.{column}", weight, wanted, "correct the sign, or the class")
+        expected = f"a positive number, since the class is {weight_class!r}"
+        raise f.refuse(f"{field}.{column}", weight, expected, "correct the sign, or the class")
     return weight
 
 
@@ -85,7 +85,7 @@ def _folded(name: str) -> str:
 
 
 def _turns(row: f.Row) -> tuple[Message, ...]:
-    """prompt_0, response_0, prompt_1, ... up to the last prompt; a response to it is what the model writes anew."""
+    """prompt_0, response_0, prompt_1, ... up to the last prompt. A response to that is not part of the prompt."""
     numbers = [int(m[1]) for key in row if (m := _PROMPT.fullmatch(key)) and f.optional_text(row, key)]
     last = max(numbers, default=0)
     turns: list[Message] = []
@@ -98,7 +98,7 @@ def _turns(row: f.Row) -> tuple[Message, ...]:
 
 
 def _prompt(row: f.Row, number: int) -> str:
-    """A user turn, with the reference texts that were shown along with it before it."""
+    """A user turn, after the reference texts that were shown with it."""
     texts = f.tags(row.get(f"reference_texts_{number}"), f"reference_texts_{number}")
     return "\n\n".join([*texts, f.text(row, f"prompt_{number}")])
 
@@ -107,5 +107,5 @@ def _check_count(turns: Any, n_prompts: int) -> None:
     if f.is_missing(turns):
         return
     if isinstance(turns, bool) or not isinstance(turns, int | float) or turns != n_prompts:
-        remedy = "fill in the missing prompt_N, or correct the count"
+        remedy = "add the missing prompt_N, or correct the count"
         raise f.refuse("turns", turns, f"{n_prompts}, the number of prompts in the row", remedy)

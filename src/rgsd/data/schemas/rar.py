@@ -2,11 +2,11 @@
 
     {question, reference_answer, question_source, rubric: [{description, title, weight}], rubric_list, rubric_count}
 
-A description begins with its label: "Essential Criteria: ", "Important ...", "Optional ...", "Pitfall ...". The label
-gives the weight of the paper's explicit score; the published number is kept in `metadata["published_weights"]`. A
-pitfall's sign comes from its wording, its title and the rest of its row (see `rgsd.data.schemas.polarity` and
-docs/data.md); what was decided is a tag. A pitfall without a decision is not in the rubric: `metadata["left_out"]`
-lists it, and why.
+A description starts with its label: "Essential Criteria: ", "Important ...", "Optional ...", "Pitfall ...". The label
+decides the weight, as in the paper's explicit score; the published number is kept in `metadata["published_weights"]`.
+The sign of a pitfall is derived from its wording, its title and the rest of its row (`rgsd.data.schemas.polarity`,
+docs/data.md), and a tag records it. A pitfall whose sign cannot be decided is left out of the rubric;
+`metadata["left_out"]` lists it with the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def matches(row: f.Row) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One published item before its sign is known."""
+    """A published item whose sign is not decided yet."""
 
     importance: str
     text: str
@@ -49,10 +49,10 @@ class _Item:
 
 
 def _item(value: Any, field: str) -> _Item:
-    """One item {description, title, weight}, or a description alone as rubric_list may have it.
+    """Read an item {description, title, weight}, or a plain description, as in rubric_list.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     value = f.from_json(value)
     item = {"description": value} if isinstance(value, str) else f.item(value, field)
@@ -63,7 +63,7 @@ def _item(value: Any, field: str) -> _Item:
 
 
 def _signed(items: list[_Item], reference: str | None, field: str) -> tuple[Rubric, list[float | None], list[f.Row]]:
-    """The rubric, its published numbers, and the pitfalls without a decision."""
+    """The rubric, its published weights, and the pitfalls whose sign cannot be decided."""
     row = _polarity.Row.of((item.text for item in items if item.importance != "pitfall"), reference)
     kept: list[Criterion] = []
     weights: list[float | None] = []
@@ -79,16 +79,16 @@ def _signed(items: list[_Item], reference: str | None, field: str) -> tuple[Rubr
         kept.append(Criterion(item.text, sign * EXPLICIT_WEIGHTS[item.importance], item.title, tags))
         weights.append(item.published)
     if not kept:
-        wanted = "at least one criterion that says whether meeting it is good"
-        raise f.refuse(field, [item.text for item in items], wanted, "reword the pitfalls, or remove the row")
+        expected = "at least one criterion of known polarity"
+        raise f.refuse(field, [item.text for item in items], expected, "reword the pitfalls, or remove the row")
     return Rubric(tuple(kept)), weights, left_out
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     key = "rubric_list" if f.is_missing(row.get("rubric")) and "rubric_list" in row else "rubric"
@@ -107,10 +107,10 @@ def parse(row: f.Row, where: f.Where) -> Example:
 
 
 def read_rubric(value: Any, field: str, reference: str | None) -> tuple[Rubric, dict[str, Any]]:
-    """A published list as a rubric, and its metadata: "published_weights", and "left_out" when a pitfall was.
+    """Turn a published list into a rubric and its metadata ("published_weights", and "left_out" if a pitfall was).
 
     Raises:
-        FieldError: naming the malformed part, or when no criterion is left.
+        FieldError: If a part is malformed, or no criterion is left.
     """
     items = [_item(value, f"{field}[{number}]") for number, value in enumerate(f.items(value, field))]
     rubric, published, left_out = _signed(items, reference, field)
@@ -122,30 +122,31 @@ def _published(item: f.Row, field: str, *, needed: bool) -> float | None:
 
 
 def _importance(description: str, published: float | None, field: str) -> tuple[str, str, tuple[str, ...]]:
-    """Label, text without it, and tags.
+    """The label, the text without it, and tags.
 
-    Some criteria of RaR-Science have no label, and a few of RaR-Medicine a misspelt one
-    ("Esssential"). A near miss is read as the label it misses. Without one, the published number decides by the
-    generator's own scale (5 essential, 3 and 4 important, 1 and 2 optional, negative a pitfall), and a tag says so.
+    Some criteria of RaR-Science have no label, and a few of RaR-Medicine have a misspelled one ("Esssential"), which is
+    read as the label it resembles. Without a label, the published weight decides, by the scale that the generator was
+    given (5 essential, 3 and 4 important, 1 and 2 optional, negative a pitfall), and the tag "importance:assumed" is
+    added.
     """
-    found = _LABEL.match(description)
-    text = description[found.end() :].strip() if found else description.strip()
+    label = _LABEL.match(description)
+    text = description[label.end() :].strip() if label else description.strip()
     if not text:
         raise f.refuse(f"{field}.description", description, "a criterion after its label", "write the criterion")
-    near = difflib.get_close_matches(found["word"].casefold(), EXPLICIT_WEIGHTS, n=1, cutoff=0.75) if found else []
-    if near:
-        return near[0], text, (f"importance:{_checked(near[0], published, field)}",)
+    close = difflib.get_close_matches(label["word"].casefold(), EXPLICIT_WEIGHTS, n=1, cutoff=0.75) if label else []
+    if close:
+        return close[0], text, (f"importance:{_checked(close[0], published, field)}",)
     if published is None:
-        wanted = '"Essential Criteria: ", "Important ...", "Optional ..." or "Pitfall ..." at its beginning'
-        raise f.refuse(f"{field}.description", description, wanted, "add the label, or a weight")
+        expected = '"Essential Criteria: ", "Important ...", "Optional ..." or "Pitfall ..." at its beginning'
+        raise f.refuse(f"{field}.description", description, expected, "add the label, or a weight")
     importance = _by_weight(published)
     return importance, text, (f"importance:{importance}", "importance:assumed")
 
 
 def _checked(importance: str, published: float | None, field: str) -> str:
     if importance != "pitfall" and published is not None and published < 0:
-        wanted = f"a positive number under the label {importance!r}"
-        raise f.refuse(f"{field}.weight", published, wanted, "correct the sign, or label it a pitfall")
+        expected = f"a positive number under the label {importance!r}"
+        raise f.refuse(f"{field}.weight", published, expected, "correct the sign, or label it a pitfall")
     return importance
 
 

@@ -2,7 +2,7 @@
 
     {id, general_domain, subdomain, field, query, date, rubric: [{rubric_item, type}]}
 
-Items carry no weight: each counts 1, and its verdict is a grade.
+Items have no weight. Each counts 1, and its verdict is a grade.
 """
 
 from __future__ import annotations
@@ -22,25 +22,23 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item {rubric_item, type}; the type is a text or a list of them.
+    """Read an item {rubric_item, type}; the type is a string or a list of strings.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     item = f.item(value, field)
     kinds = item.get("type")
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    return Criterion(
-        text=f.text(item, "rubric_item", f"{field}.rubric_item"),
-        tags=tuple(f"type:{kind}" for kind in f.tags(kinds, f"{field}.type")),
-    )
+    tags = tuple(f"type:{kind}" for kind in f.tags(kinds, f"{field}.type"))
+    return f.criterion(item, field, "rubric_item", tags=tags)
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     return f.example(

@@ -22,24 +22,21 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item {criterion, weight, axis}.
+    """Read an item {criterion, weight, axis}.
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     item = f.item(value, field)
-    return Criterion(
-        text=f.text(item, "criterion", f"{field}.criterion"),
-        weight=f.weight(item, "weight", f"{field}.weight"),
-        tags=f.labelled("axis", f.optional_text(item, "axis", f"{field}.axis")),
-    )
+    axis = f.optional_text(item, "axis", f"{field}.axis")
+    return f.criterion(item, field, "criterion", "weight", tags=f.labelled("axis", axis))
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     return f.example(

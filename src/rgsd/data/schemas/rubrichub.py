@@ -4,7 +4,7 @@
      reward_model: {style, ground_truth, rubrics: [{criterion, points, tags: {verifier, function, parameters}}]},
      extra_info}
 
-The criteria stand there twice. The inner list has the tags, so it is read; the outer one must agree with it.
+A row has its criteria twice. The inner list is read, because only it has tags; the outer one must agree with it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,20 @@ def matches(row: f.Row) -> bool:
 
 
 def criterion(value: Any, field: str) -> Criterion:
-    """One item {criterion, points, tags?}; the tags become "verifier:rule", "function:..." and "parameters:{...}".
+    """Read an item {criterion, points, tags?}; the tags become "verifier:rule", "function:..." and "parameters:{...}".
 
     Raises:
-        FieldError: naming the malformed part.
+        FieldError: If a part is malformed.
     """
     item = f.item(value, field)
-    return Criterion(
-        text=f.text(item, "criterion", f"{field}.criterion"),
-        weight=f.weight(item, "points", f"{field}.points"),
-        tags=f.tags(item.get("tags"), f"{field}.tags"),
-    )
+    return f.criterion(item, field, "criterion", "points", tags=f.tags(item.get("tags"), f"{field}.tags"))
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field, or the item at which the two lists of criteria part.
+        FieldError: If a field is malformed, or the two lists of criteria differ.
     """
     row = f.record(row)
     reward = f.optional_mapping(row, "reward_model")
@@ -57,21 +53,21 @@ def parse(row: f.Row, where: f.Where) -> Example:
 
 
 def ground_truth(reward: f.Row) -> str | None:
-    """The reference answer of a reward_model, which RubricHub mostly leaves empty; a text, or nothing."""
+    """The reference answer of a reward_model; None if it is empty, as mostly in RubricHub, or not a string."""
     value = reward.get("ground_truth")
     return value if isinstance(value, str) and value.strip() else None
 
 
 def domain(row: f.Row) -> str | None:
-    """The ability, or else the data source, in lower case: RubricHub spells them "Medical" and "chat"."""
+    """The ability, or else the data source. In lower case, since RubricHub has both "Medical" and "chat"."""
     name = f.optional_text(row, "ability") or f.optional_text(row, "data_source")
     return name.casefold() if name else None
 
 
 def metadata(row: f.Row, reward: f.Row) -> dict[str, Any]:
-    """Data source, a ground truth that is not a text (a rule's parameters), and extra_info.
+    """The metadata: data source, ability, extra_info, and a ground truth that is not a string (parameters of a rule).
 
-    RubricHub's extra_info carries copies of the prompt and the rubric along: they are left out.
+    The copies of the prompt and of the rubric in RubricHub's extra_info are left out.
     """
     extra = f.optional_mapping(row, "extra_info")
     copies = ("reward_model", "prompt", "rubrics", "Rubrics")
@@ -93,9 +89,9 @@ def _rubric(outer: Any, inner: Any) -> Rubric:
 def _check_same(outer: Rubric, inner: Rubric, inner_path: str) -> None:
     remedy = 'make the two lists agree, or pass schema="verl" to read reward_model.rubrics alone'
     if len(outer) != len(inner):
-        raise f.FieldError("Rubrics", f"got {len(outer)} criteria, wanted the {len(inner)} of {inner_path}: {remedy}")
+        raise f.FieldError("Rubrics", f"got {len(outer)} criteria, expected the {len(inner)} of {inner_path}: {remedy}")
     for number, (a, b) in enumerate(zip(outer, inner, strict=True)):
         if (a.text, a.weight) != (b.text, b.weight):
             got = f"{a.text[:40]!r} with {a.weight:g} points"
-            wanted = f"{b.text[:40]!r} with {b.weight:g} points, as in {inner_path}[{number}]"
-            raise f.FieldError(f"Rubrics[{number}]", f"got {got}, wanted {wanted}: {remedy}")
+            expected = f"{b.text[:40]!r} with {b.weight:g} points, as in {inner_path}[{number}]"
+            raise f.FieldError(f"Rubrics[{number}]", f"got {got}, expected {expected}: {remedy}")

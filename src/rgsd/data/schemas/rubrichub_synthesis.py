@@ -1,4 +1,4 @@
-"""What RubricHub's own synthesis pipeline exports.
+"""The export of RubricHub's synthesis pipeline.
 
 {question, id, rubrics: [{criterion, points}]}
 """
@@ -19,10 +19,10 @@ def matches(row: f.Row) -> bool:
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     return f.example(

@@ -1,9 +1,9 @@
-"""The verl layout, in which any of the published datasets may come.
+"""The layout of verl, in which any of the published datasets may be stored.
 
     {prompt: [{role, content}], data_source, ability, reward_model: {ground_truth, rubrics, style}, extra_info}
 
-What stands in reward_model.rubrics is an item of some published schema: each is read by that schema's own reader,
-chosen by the item's keys, and the dataset's own score goes with it.
+The items of reward_model.rubrics have the form of some published schema. Their keys decide which schema reads them, and
+the example gets the score of that dataset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUMMARY = "verl layout of any of them: prompt, data_source, reward_model.rubrics
 _RUBRICS = "reward_model.rubrics"
 Reader = Callable[[Any, str], Criterion]
 
-# An item's telling key -> the reader of such items, and the score of their dataset.
+# Key that identifies an item's schema -> the reader of such items, and the score of their dataset.
 _BY_KEY: dict[str, tuple[Reader, str]] = {
     "criterion_text": (healthbench_professional.criterion, "healthbench_professional"),
     "rubric_item": (researchqa.criterion, "researchqa"),
@@ -36,10 +36,10 @@ def matches(row: f.Row) -> bool:
 
 
 def parse(row: f.Row, where: f.Where) -> Example:
-    """One row as an example.
+    """Turn a row into an example.
 
     Raises:
-        FieldError: naming the malformed field.
+        FieldError: If a field is malformed.
     """
     row = f.record(row)
     reward = f.mapping(row, "reward_model")
@@ -65,7 +65,7 @@ def parse(row: f.Row, where: f.Where) -> Example:
 
 
 def _is_rar(items: Any) -> bool:
-    """Whether the items are RaR's, whose pitfalls are read together with the rest of the row."""
+    """Whether the items are those of RaR, whose pitfalls can only be read together with the rest of the row."""
     first = f.from_json(items[0]) if isinstance(items, list) and items else None
     return isinstance(first, Mapping) and not f.is_missing(first.get("description"))
 
@@ -73,10 +73,10 @@ def _is_rar(items: Any) -> bool:
 def _reader(items: Any, data_source: str) -> tuple[Reader, str]:
     first = f.from_json(items[0]) if isinstance(items, list) and items else None
     if isinstance(first, Mapping):
-        for key, found in _BY_KEY.items():
+        for key, reader in _BY_KEY.items():
             if not f.is_missing(first.get(key)):
-                return found
-    # {criterion, points, tags}: HealthBench's items and RubricHub's look alike, so the data source tells them apart.
+                return reader
+    # {criterion, points, tags}: items of HealthBench and of RubricHub look alike; the data source tells them apart.
     source = data_source.casefold()
     if "healthbench" in source or "health_bench" in source:
         return rubrichub.criterion, "healthbench"
