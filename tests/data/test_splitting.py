@@ -83,7 +83,7 @@ def test_split_refuses_an_empty_side_and_nonsense(held_out):
 
 
 def test_split_of_one_prompt():
-    with pytest.raises(DataError, match="holds 1 of 1 prompts out"):
+    with pytest.raises(DataError, match="1 of 1 prompts"):
         split([example(0), example(1, "Question 0?")], 1, seed=0)
 
 
@@ -130,8 +130,8 @@ def test_description(tmp_path):
     lines = describe(load(path, skip_bad_rows=True)).splitlines()
     assert "rows        3: 2 examples, 1 bad rows" in lines
     assert "weights     2 positive, 2 negative, -2 to 0.5" in lines
-    assert "criteria    4, 2 to 2 (median 2) an example" in lines
-    assert "duplicates  1 prompts seen before, among them b" in lines
+    assert "criteria    4, 2 to 2 (median 2) per example" in lines
+    assert "duplicates  1 repeated prompts, for example b" in lines
     assert lines[-1].startswith("bad row: rows.jsonl, row 3, field prompt: got nothing")
 
 

@@ -199,7 +199,7 @@ def test_what_cannot_be_explained_is_refused(runs, tmp_path, name, example, sett
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    with pytest.raises(ConfigError, match="both response and arm"):
+    with pytest.raises(ConfigError, match="response and arm"):
         ExplainConfig(response="x", arm="base")
     with pytest.raises(ConfigError, match="top_tokens"):
         ExplainConfig(top_tokens=0)

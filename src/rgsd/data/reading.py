@@ -141,7 +141,7 @@ def _row_list(value: Any, path: Traversable) -> list[Any]:
             return next(iter(lists.values()))
         got = f"one object with the keys {', '.join(list(value)[:8])}"
     else:
-        got = f"a {type(value).__name__}"
+        got = f"a value of type {type(value).__name__}"
     expected = "a list of rows, or an object with one list of rows in it"
     raise DataError(f"{path}: got {got}, expected {expected}: wrap the rows in [ ]")
 

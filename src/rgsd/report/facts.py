@@ -142,8 +142,8 @@ class RunFacts:
         advice: The advice of `rgsd gap`.
         added: What the right rubric added: the difference of the trained arm to that of the mismatched control; None
             without a control that was judged.
-        gains: Gains by criterion tag (`rgsd.evaluation.summaries.gains_by_tag`), from the baseline to the trained arm and
-            from the control's to it; empty without two arms to compare.
+        gains: Gains by criterion tag (`rgsd.evaluation.summaries.gains_by_tag`), from the baseline to the trained arm
+            and from the control to the trained arm; empty without two arms to compare.
     """
 
     label: str
@@ -506,15 +506,15 @@ def _caveats(facts: RunFacts, gain: Mapping[str, Any], after: ReportArm) -> list
     caveats = []
     if lineage := facts.run.meta.get("lineage"):
         caveats.append(
-            f"This run's base model is the trained policy of {lineage[0]['run']} ({lineage[0]['kind']}). The numbers show "
-            "what this run added to it."
+            f"This run's base model is the trained policy of {lineage[0]['run']} ({lineage[0]['kind']}). The numbers "
+            "show what this run added to it."
         )
     context = (facts.run.settings or {}).get("privileged_context", "rubric")
     sees_rubric = facts.kind == "rgsd" and context in ("rubric", "both")
     if sees_rubric and facts.added is None and conclude(gain) is Conclusion.BETTER:
         caveats.append(
-            "This run alone cannot tell whether the right rubric mattered. A control that is trained on another prompt's "
-            "rubric can (`--control`)."
+            "This run alone cannot tell whether the right rubric mattered. A control that is trained on another "
+            "prompt's rubric can (`--control`)."
         )
     if facts.kind == "sft":
         caveats.append("This run is a control: it was fine-tuned on responses of the model with the rubric.")

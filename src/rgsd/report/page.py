@@ -304,16 +304,16 @@ def _run_view(run: RunFacts, colors: Mapping[tuple[str, str], int], many: bool) 
 
 
 def _gains_view(run: RunFacts) -> list[dict[str, Any]]:
-    """A row a criterion tag: shares satisfied before and after, and the gains; none where there is one tag."""
+    """One row per criterion tag with its gains; empty if there is only one tag."""
     tags = list(dict.fromkeys(tag for gains in run.gains.values() for tag in gains))
     if len(tags) < 2:
         return []
     baseline, control = (run.gains.get(name, {}) for name in ("baseline", "control"))
-    found = []
+    rows = []
     for tag in tags[:MOST_GROUPS]:
         gain, added = baseline.get(tag), control.get(tag)
-        found.append({"tag": tag.removeprefix("axis:"), "gain": gain, "added": added, "of": gain or added})
-    return found
+        rows.append({"tag": tag.removeprefix("axis:"), "gain": gain, "added": added, "of": gain or added})
+    return rows
 
 
 def _direction(gain: Mapping[str, Any] | None) -> str:
