@@ -66,7 +66,7 @@ def test_words():
     assert in_words({"weight_share": None}) == ""
     assert in_words({"weight_share": 0.001}).startswith("less than 1 % of the rubric weight recurs")
     assert in_words({"weight_share": 0.624}) == (
-        "62 % of the rubric weight recurs across prompts: a model can learn that share from any rubric"
+        "62 % of the rubric weight recurs across prompts: a model can learn up to that share from any rubric"
     )
 
 

@@ -87,6 +87,78 @@ def test_chunked_equals_plain(beta, clip, tau, top_k, variant, monkeypatch):
             torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_contrastive_teacher_is_the_formula(gamma, temperature):
+    """log p* = log p(right) + gamma (log p(right) - log p(contrast)), normalised, one probability at a time."""
+    g = torch.Generator().manual_seed(4)
+    student, right, contrast = (torch.randn(5, 13, generator=g, dtype=torch.float64) * 2 for _ in range(3))
+    rows = []
+    for r, c in zip(right.tolist(), contrast.tolist(), strict=True):
+        p, q = (
+            [math.exp(z / temperature) / sum(math.exp(x / temperature) for x in row) for z in row] for row in (r, c)
+        )
+        weights = [a * (a / b) ** gamma for a, b in zip(p, q, strict=True)]
+        # As logits at the loss temperature, for `by_hand`.
+        rows.append([temperature * math.log(w / sum(weights)) for w in weights])
+    spec = DivergenceSpec(0.5, "none", temperature=temperature, contrast=gamma)
+    out = divergence(student, right, spec, contrast)
+    teacher = torch.tensor(rows, dtype=torch.float64)
+    assert out.total.item() == pytest.approx(by_hand(student, teacher, 0.5, "none", 1.0, temperature), rel=1e-9)
+    assert torch.equal(out.teacher_top_N, teacher.argmax(-1))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize(("clip", "tau"), CLIPS)
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("variant", [{}, {"trained_head": False}, {"bias": False, "softcap": 3.0, "scale": 0.5}])
+def test_chunked_equals_plain_under_a_contrast(beta, clip, tau, top_k, variant, monkeypatch):
+    monkeypatch.setattr("rgsd.training.loss.BLOCK_ELEMENTS", 3 * V)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 5e-5)):
+        hidden, head, right, teacher_head = problem(dtype, spread=0.7, **variant)
+        contrast = problem(dtype, spread=0.7, seed=5, **variant)[2]
+        spec = DivergenceSpec(beta, clip, tau, temperature=1.3, top_k=top_k, chunk_tokens=4, contrast=1.5)
+        logits = [teacher_head.logits(h) for h in (right, contrast)]
+        plain = divergence(head.logits(hidden), logits[0], spec, logits[1])
+        chunked = chunked_divergence(hidden, head, right, teacher_head, spec, contrast_hidden_NH=contrast)
+        for name in ("total", "clipped_N", "unclipped_N", "student_entropy_N", "teacher_entropy_N"):
+            torch.testing.assert_close(getattr(chunked, name), getattr(plain, name), atol=tolerance, rtol=tolerance)
+        assert torch.equal(chunked.teacher_top_N, plain.teacher_top_N)
+        inputs = (hidden, head.weight_VH, head.bias_V)
+        for got, want in zip(gradients(chunked, *inputs), gradients(plain, *inputs), strict=True):
+            torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
+def test_a_contrast_with_itself_changes_nothing():
+    hidden, head, right, teacher_head = problem()
+    plain = chunked_divergence(hidden, head, right, teacher_head, DivergenceSpec())
+    spec = DivergenceSpec(contrast=2.0)
+    same = chunked_divergence(hidden, head, right, teacher_head, spec, contrast_hidden_NH=right.clone())
+    torch.testing.assert_close(same.clipped_N, plain.clipped_N)
+    torch.testing.assert_close(gradients(same, hidden), gradients(plain, hidden))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_contrast_of_logits_of_ten_thousand_stays_finite(beta):
+    hidden, head, right, teacher_head = problem(torch.float32, spread=60.0)
+    contrast = problem(torch.float32, spread=60.0, seed=5)[2]
+    spec = DivergenceSpec(beta, chunk_tokens=4, contrast=2.0)
+    out = chunked_divergence(hidden, head, right, teacher_head, spec, contrast_hidden_NH=contrast)
+    assert out.total.isfinite()
+    assert all(g.isfinite().all() for g in gradients(out, hidden, head.weight_VH, head.bias_V))
+
+
+def test_a_contrast_and_its_states_come_together():
+    hidden, head, right, teacher_head = problem()
+    with pytest.raises(ConfigError, match="contrast"):
+        chunked_divergence(hidden, head, right, teacher_head, DivergenceSpec(contrast=1.0))
+    with pytest.raises(ConfigError, match="contrast"):
+        chunked_divergence(hidden, head, right, teacher_head, DivergenceSpec(), contrast_hidden_NH=right)
+    spec = DivergenceSpec(contrast=1.0)
+    with pytest.raises(ConfigError, match="contrast"):
+        chunked_divergence(hidden, head, right, teacher_head, spec, contrast_hidden_NH=right[:-1])
+
+
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("top_k", [None, 5])
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -190,7 +262,8 @@ def test_the_readings_of_the_clip_differ_where_the_teacher_disagrees_most():
     assert (gradients(by_entry, hidden)[0][over].abs().amax(-1) > 0).all()
 
 
-def test_never_more_than_a_chunk_of_logits():
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_never_more_than_a_chunk_of_logits(gamma):
     """Neither forward nor backward creates a tensor of vocabulary width with more rows than a chunk."""
     seen = []
 
@@ -201,9 +274,12 @@ def test_never_more_than_a_chunk_of_logits():
             return out
 
     hidden, head, teacher_hidden, teacher_head = problem(n=64, trained_head=False, bias=False)
+    contrast = teacher_hidden.flip(0) if gamma else None
     with Spy():
-        spec = DivergenceSpec(chunk_tokens=4)
-        chunked_divergence(hidden, head, teacher_hidden, teacher_head, spec).total.backward()
+        spec = DivergenceSpec(chunk_tokens=4, contrast=gamma)
+        chunked_divergence(
+            hidden, head, teacher_hidden, teacher_head, spec, contrast_hidden_NH=contrast
+        ).total.backward()
     assert max(seen) <= max(4 * V, 64 * H, V * H)
 
 
@@ -216,6 +292,9 @@ def test_never_more_than_a_chunk_of_logits():
         ({"temperature": 0.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"chunk_tokens": -1}, "chunk_tokens"),
+        ({"contrast": -0.5}, "teacher_contrast"),
+        ({"contrast": math.inf}, "teacher_contrast"),
+        ({"contrast": math.nan}, "teacher_contrast"),
     ],
 )
 def test_settings_out_of_range_are_refused(kwargs, field):

@@ -1,7 +1,8 @@
 """How much of a data set's rubric weight recurs across prompts.
 
 A criterion recurs if another prompt's rubric has it too, with the same sign and the same or nearly the same text. A
-model can learn such a criterion from any prompt's rubric, so gains on it do not show that the right rubric mattered.
+model can learn such a criterion from any prompt's rubric, so gains on it do not show that the right rubric mattered. It
+is an upper bound: where other rubrics penalise the same thing, no rubric but the right one teaches it.
 "Nearly the same" follows the rule for near-duplicate prompts (`close_texts.py`): one changed word makes a short
 criterion another one.
 """
@@ -103,7 +104,7 @@ def in_words(row: dict[str, Any]) -> str:
     if not share:
         return "no criterion recurs across prompts"
     percent = f"{share:.0%}".replace("%", " %") if share >= 0.005 else "less than 1 %"
-    return f"{percent} of the rubric weight recurs across prompts: a model can learn that share from any rubric"
+    return f"{percent} of the rubric weight recurs across prompts: a model can learn up to that share from any rubric"
 
 
 def _prompts(examples: Sequence[Example], groups: Sequence[NearDuplicates]) -> list[int]:

@@ -124,7 +124,11 @@ def teacher_messages(
 
 
 def training_rows(
-    examples: Sequence[Example], settings: PromptSettings, references: Mapping[str, str] | None = None
+    examples: Sequence[Example],
+    settings: PromptSettings,
+    references: Mapping[str, str] | None = None,
+    *,
+    with_contrast: bool = False,
 ) -> list[dict[str, Any]]:
     """One row per example: {"example_id": id, "prompt": student's messages, "teacher_prompt": teacher's messages}.
 
@@ -133,11 +137,16 @@ def training_rows(
         settings: Settings of the teacher's prompts.
         references: Example id -> reference response, e.g. written by the base model before training. If given, the
             examples' own references are ignored: a run never mixes the two.
+        with_contrast: Add "contrast_prompt", the teacher's messages of the mismatched control.
 
     Raises:
         ConfigError: As `teacher_messages`; if references are missing (counted, with the first ids); if "mismatched"
             has no derangement.
     """
+    if with_contrast:
+        rows = training_rows(examples, settings, references)
+        contrasts = teacher_prompts(examples, replace(settings, privileged_context="mismatched"))
+        return [row | {"contrast_prompt": prompt} for row, prompt in zip(rows, contrasts, strict=True)]
     given = [e.reference if references is None else references.get(e.id) for e in examples]
     if settings.privileged_context in SHOWS_REFERENCE:
         missing = [e.id for e, text in zip(examples, given, strict=True) if text is None or not text.strip()]

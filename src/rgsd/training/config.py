@@ -122,6 +122,11 @@ class RGSDConfig(DistillationConfig):
         "The student's share in each update of an `ema` teacher. Parameters are averaged one by one: with LoRA, the "
         "teacher is the product of the averages of A and B, not the average of their products.",
     )
+    teacher_contrast: float = setting(
+        0.0,
+        "Strength (gamma) of a contrastive teacher: log p* = log p(right rubric) + gamma (log p(right rubric) - "
+        "log p(another prompt's rubric)), normalised. 0: off. Takes a second teacher pass.",
+    )
     max_teacher_length: int | None = setting(
         None,
         "Maximum teacher prompt length in tokens. Longer prompts are an error. Unset: the model's own limit.",
@@ -159,6 +164,12 @@ class RGSDConfig(DistillationConfig):
         super().__post_init__()
         self.divergence_spec()
         self.prompt_settings()
+        if self.teacher_contrast and self.privileged_context != "rubric":
+            raise ConfigError(
+                f"teacher_contrast {self.teacher_contrast} sets the right rubric against another prompt's, but "
+                f"privileged_context is {self.privileged_context!r}: set --privileged_context rubric, or "
+                "--teacher_contrast 0"
+            )
         kwargs = self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}
         if kwargs.get("num_return_sequences", 1) != 1:
             raise ConfigError(
@@ -183,6 +194,7 @@ class RGSDConfig(DistillationConfig):
             temperature=self.temperature if self.loss_temperature is None else self.loss_temperature,
             top_k=self.loss_top_k,
             chunk_tokens=self.loss_chunk_tokens,
+            contrast=self.teacher_contrast,
         )
 
     def prompt_settings(self) -> PromptSettings:

@@ -12,8 +12,14 @@ and the token's loss is sum_v min(l[n,v], tau) with clip = "entry", min(sum_v l[
 and sum_v l[n,v] with clip = "none". Gradients reach only the student.
 
 `divergence` is the plain maths on two tensors of logits. `chunked_divergence` computes the same from hidden states and
-heads, and never holds more than one chunk of either model's logits. Letters in names: N response tokens in the loss,
-C tokens of a chunk, V vocabulary entries, H hidden width, K the teacher's top-k.
+heads, and never holds more than one chunk of either model's logits.
+
+With `contrast` = gamma > 0 the teacher is contrastive: log p_T = log p(right) + gamma (log p(right) - log p(contrast)),
+normalised over the vocabulary, where the contrast is the teacher that sees another prompt's rubric. Logits differ from
+log-probabilities by a constant per token, so p_T = softmax(((1 + gamma) z_right - gamma z_contrast) / temperature).
+
+Letters in names: N response tokens in the loss, C tokens of a chunk, V vocabulary entries, H hidden width, K the
+teacher's top-k.
 """
 
 from __future__ import annotations
@@ -55,6 +61,7 @@ class DivergenceSpec:
         top_k: Compare only the teacher's k most likely tokens, and one bucket for all others. None compares all.
         chunk_tokens: Tokens whose logits are held at once. None means `CHUNK_ELEMENTS` / V, or on a CPU
             `CPU_CHUNK_ELEMENTS` / V.
+        contrast: Gamma of the contrastive teacher; 0 is the plain one.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -66,6 +73,7 @@ class DivergenceSpec:
     temperature: float = 1.0
     top_k: int | None = None
     chunk_tokens: int | None = None
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.beta <= 1.0:
@@ -78,6 +86,8 @@ class DivergenceSpec:
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"the temperature of the loss must be positive, got {self.temperature}")
+        if not (math.isfinite(self.contrast) and self.contrast >= 0):
+            raise ConfigError(f"teacher_contrast must be finite and at least 0 (off), got {self.contrast}")
         for name in ("top_k", "chunk_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -141,7 +151,12 @@ class Divergence:
     sampled_log_p_N: Tensor | None = None
 
 
-def divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, spec: DivergenceSpec) -> Divergence:
+def divergence(
+    student_logits_NV: Tensor,
+    teacher_logits_NV: Tensor,
+    spec: DivergenceSpec,
+    contrast_logits_NV: Tensor | None = None,
+) -> Divergence:
     """The plain maths: autograd over the full logits of N tokens. No gradient reaches the teacher.
 
     Memory grows with N x V. Training uses `chunked_divergence`, which the tests compare with this function.
@@ -149,9 +164,14 @@ def divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, spec: Diver
     Args:
         student_logits_NV, teacher_logits_NV: Before the temperature.
         spec: The divergence to compute.
+        contrast_logits_NV: Of the teacher that sees another prompt's rubric, if `spec.contrast` is above 0.
     """
+    _check_contrast(spec, contrast_logits_NV)
     student_NV = F.log_softmax(_at_least_float(student_logits_NV) / spec.temperature, dim=-1)
     teacher_NV = F.log_softmax(_at_least_float(teacher_logits_NV).detach() / spec.temperature, dim=-1)
+    if contrast_logits_NV is not None:
+        contrast_NV = F.log_softmax(_at_least_float(contrast_logits_NV).detach() / spec.temperature, dim=-1)
+        teacher_NV = F.log_softmax(teacher_NV + spec.contrast * (teacher_NV - contrast_NV), dim=-1)
     student, teacher = student_NV, teacher_NV
     if spec.top_k is not None and spec.top_k < student_NV.size(-1):
         top_NK = teacher_NV.topk(spec.top_k, dim=-1).indices
@@ -194,6 +214,7 @@ def chunked_divergence(
     teacher_head: Head,
     spec: DivergenceSpec,
     sampled_N: Tensor | None = None,
+    contrast_hidden_NH: Tensor | None = None,
 ) -> Divergence:
     """The same divergence from hidden states, a chunk of tokens at a time.
 
@@ -207,10 +228,17 @@ def chunked_divergence(
         student_head, teacher_head: Over the same vocabulary.
         spec: The divergence to compute.
         sampled_N: The sampled tokens, for `sampled_log_p_N`.
+        contrast_hidden_NH: The states of the teacher that sees another prompt's rubric, if `spec.contrast` is above 0.
 
     Raises:
-        ConfigError: If the token counts or the vocabularies differ.
+        ConfigError: If the token counts or the vocabularies differ, or the contrast's states are missing.
     """
+    _check_contrast(spec, contrast_hidden_NH)
+    if contrast_hidden_NH is not None and contrast_hidden_NH.shape != teacher_hidden_NH.shape:
+        raise ConfigError(
+            f"got teacher states of shape {tuple(teacher_hidden_NH.shape)} and states of its contrast of shape "
+            f"{tuple(contrast_hidden_NH.shape)}: both must come from the same model, one per token"
+        )
     if student_hidden_NH.size(0) != teacher_hidden_NH.size(0):
         raise ConfigError(
             f"got {student_hidden_NH.size(0)} student and {teacher_hidden_NH.size(0)} teacher hidden states: expected "
@@ -227,6 +255,7 @@ def chunked_divergence(
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
         student_hidden_NH, teacher_hidden_NH = student_hidden_NH.to(low), teacher_hidden_NH.to(low)
+        contrast_hidden_NH = None if contrast_hidden_NH is None else contrast_hidden_NH.to(low)
         student_head, teacher_head = student_head.to(low), teacher_head.to(low)
     with torch.autocast(kind, enabled=False):
         total, *details = _ChunkedDivergence.apply(  # pyright: ignore[reportGeneralTypeIssues]
@@ -238,8 +267,27 @@ def chunked_divergence(
             teacher_head,
             spec,
             sampled_N,
+            contrast_hidden_NH,
         )
     return Divergence(total, student_hidden_NH.size(0), *details)
+
+
+def _check_contrast(spec: DivergenceSpec, contrast: Tensor | None) -> None:
+    if (contrast is None) == (spec.contrast > 0):
+        got = "none was given" if contrast is None else "one was given"
+        raise ConfigError(
+            f"a contrast of {spec.contrast} {'needs' if spec.contrast else 'takes no'} second teacher, but {got}: give "
+            "both, or neither"
+        )
+
+
+def _teacher_logits(head: Head, hidden_CH: Tensor, contrast_hidden_CH: Tensor | None, contrast: float) -> Tensor:
+    """(C, V) logits of the teacher, contrastive if there are states of its contrast."""
+    logits_CV = head.logits(hidden_CH)
+    if contrast_hidden_CH is None:
+        return logits_CV
+    # In place in the contrast's logits: (1 + contrast) z_right - contrast z_contrast.
+    return head.logits(contrast_hidden_CH).lerp_(logits_CV, 1.0 + contrast)
 
 
 def _at_least_float(logits: Tensor) -> Tensor:
@@ -270,6 +318,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         teacher_head: Head,
         spec: DivergenceSpec,
         sampled_N: Tensor | None,
+        contrast_hidden_NH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         count, vocabulary = hidden_NH.size(0), weight_VH.size(0)
@@ -291,7 +340,9 @@ class _ChunkedDivergence(torch.autograd.Function):
         with_grad = any(ctx.needs_input_grad)
         for start in range(0, count, chunk):
             rows = slice(start, min(start + chunk, count))
-            logits_CV, teacher_logits_CV = head.logits(hidden_NH[rows]), teacher_head.logits(teacher_hidden_NH[rows])
+            contrast_CH = None if contrast_hidden_NH is None else contrast_hidden_NH[rows]
+            logits_CV = head.logits(hidden_NH[rows])
+            teacher_logits_CV = _teacher_logits(teacher_head, teacher_hidden_NH[rows], contrast_CH, spec.contrast)
             for block in _blocks(logits_CV):
                 result = _chunk(logits_CV[block], teacher_logits_CV[block], spec, with_grad)
                 at = slice(start + block.start, start + block.stop)
@@ -332,7 +383,7 @@ class _ChunkedDivergence(torch.autograd.Function):
             None if grad is None else (grad * grad_total.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 @dataclass(slots=True)

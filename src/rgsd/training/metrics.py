@@ -74,12 +74,11 @@ class StepMetrics:
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         leaks = sum(mentions_rubric(text, _text_of(row["prompt"])) for row, text in zip(rows, texts, strict=True))
         response_tokens = sum(len(r.response) for r in rollouts)
-        prompt_tokens = sum(len(r.student_prompt) + len(r.teacher_prompt) for r in rollouts)
         self._add(
             rows=len(rollouts),
             leaks=leaks,
             response_tokens=response_tokens,
-            read_tokens=prompt_tokens + 2 * response_tokens,  # student and teacher both read the response
+            read_tokens=sum(r.n_read for r in rollouts),
             masked_tokens=response_tokens - sum(sum(r.in_loss) for r in rollouts),
             truncated=sum(not r.response or r.response[-1] not in eos_token_ids for r in rollouts),
         )

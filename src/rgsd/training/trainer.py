@@ -60,14 +60,16 @@ MAX_NAMED = 5
 
 @dataclass(slots=True)
 class Rollout:
-    """One prompt, as both policies read it, and the student's response to it.
+    """One prompt, as the policies read it, and the student's response to it.
 
     Args:
         student_prompt, teacher_prompt: Token ids.
         response: Token ids, with the end of sequence.
         in_loss: For each response token, whether it is in the loss.
         example_id: For error messages.
+        contrast_prompt: Token ids of the teacher prompt with another prompt's rubric, with a contrastive teacher.
         teacher_hidden_NH: The teacher's hidden states that predict the tokens in the loss.
+        contrast_hidden_NH: The same after `contrast_prompt`.
         sampler_log_p: The sampler's log-probability of each response token, in nats, where it reported any.
     """
 
@@ -76,8 +78,18 @@ class Rollout:
     response: list[int]
     in_loss: list[bool]
     example_id: str = "?"
+    contrast_prompt: list[int] | None = None
     teacher_hidden_NH: Tensor | None = None
+    contrast_hidden_NH: Tensor | None = None
     sampler_log_p: list[float] | None = None
+
+    @property
+    def n_read(self) -> int:
+        """Tokens that the student and its teachers read."""
+        prompts = [self.student_prompt, self.teacher_prompt]
+        if self.contrast_prompt is not None:
+            prompts.append(self.contrast_prompt)
+        return sum(len(p) + len(self.response) for p in prompts)
 
     def kept(self, per_token: Sequence[Any]) -> list[Any]:
         """The entries of the tokens in the loss."""
@@ -187,7 +199,10 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         """Refuse prompts that are too long, all at once and before training, rather than one by one during it."""
         if rows is None or not hasattr(rows, "__len__"):
             return
-        for column_name, setting in (("prompt", "max_prompt_length"), ("teacher_prompt", "max_teacher_length")):
+        columns = {"prompt": "max_prompt_length", "teacher_prompt": "max_teacher_length"}
+        if self.args.teacher_contrast:
+            columns["contrast_prompt"] = "max_teacher_length"
+        for column_name, setting in columns.items():
             limit = getattr(self.args, setting)
             room = self._room_for_prompt() if limit is None else limit
             if room is None:
@@ -258,9 +273,11 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         with self._step_metrics.timed("rollout"):
             prompt_ids, responses, *_ = self._generate([row["prompt"] for row in rows])
         teacher_ids = self._tokenize_messages([row["teacher_prompt"] for row in rows])
+        contrasts = [row["contrast_prompt"] for row in rows] if self.args.teacher_contrast else []
+        contrast_ids = self._tokenize_messages(contrasts) or [None] * len(rows)
         rollouts = [
-            Rollout(list(p), list(t), list(r), self._in_loss(p, r), str(row.get("example_id", "?")))
-            for row, p, t, r in zip(rows, prompt_ids, teacher_ids, responses, strict=True)
+            Rollout(list(p), list(t), list(r), self._in_loss(p, r), str(row.get("example_id", "?")), c and list(c))
+            for row, p, t, c, r in zip(rows, prompt_ids, teacher_ids, contrast_ids, responses, strict=True)
         ]
         for rollout, log_p in zip(rollouts, self._sampler_log_ps or (), strict=self._sampler_log_ps is not None):
             # Lengths differ where an engine returned nothing and an end of sequence was put in its place.
@@ -390,6 +407,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             rows = [rollouts[i] for i in group]
             batch = self._batch(rows, [r.student_prompt for r in rows])
             batch["teacher_hidden_NH"] = torch.cat([r.teacher_hidden_NH for r in rows])
+            if self.args.teacher_contrast:
+                batch["contrast_hidden_NH"] = torch.cat([r.contrast_hidden_NH for r in rows])
             sampled = [token for r in rows for token in r.kept(r.response)]
             batch["sampled_N"] = torch.tensor(sampled, dtype=torch.long, device=device)
             log_ps = [p for r in rows for p in r.kept(r.sampler_log_p or [math.nan] * len(r.response))]
@@ -411,25 +430,37 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         }
 
     def _run_teacher(self, rollouts: list[Rollout], groups: int) -> None:
-        """Give each rollout the teacher's hidden states. One pass per step, grouped by the teacher's own lengths."""
+        """Give each rollout the teacher's hidden states. One pass per step, grouped by the teacher's own lengths; with
+        `teacher_contrast`, another one for the prompts with another prompt's rubric."""
         student = self.accelerator.unwrap_model(self.model)
-        lengths = [len(r.teacher_prompt) + len(r.response) for r in rollouts]
         own = student.get_output_embeddings().weight
         with self._step_metrics.timed("teacher"), self.teacher.active(), self.accelerator.autocast(), frozen(student):
             layer = student.get_output_embeddings()
             weight, bias = layer.weight, layer.bias
-            for group in partition(lengths, groups):
-                rows = [rollouts[i] for i in group]
-                batch = self._batch(rows, [r.teacher_prompt for r in rows])
-                hidden_NH = self._forward_redirection(self.model_wrapped, student, self._teacher_states, student, batch)
-                for row, states in zip(rows, hidden_NH.split([sum(r.in_loss) for r in rows]), strict=True):
-                    row.teacher_hidden_NH = states
+            for rollout, states in self._teacher_pass(rollouts, [r.teacher_prompt for r in rollouts], groups):
+                rollout.teacher_hidden_NH = states
+            if self.args.teacher_contrast:
+                contrasts = [r.contrast_prompt or [] for r in rollouts]
+                for rollout, states in self._teacher_pass(rollouts, contrasts, groups):
+                    rollout.contrast_hidden_NH = states
         # A trained head differs between teacher and student, so the teacher's is kept for the loss. A sharded head that
         # both share is not: the student's own pass gathers it anyway, and another copy would cost its memory.
         is_gathered_anyway = isinstance(weight, DTensor) and weight is own and not self.teacher.has_copy_of(weight)
         self._teacher_head = (
             None if is_gathered_anyway else head_of(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
         )
+
+    def _teacher_pass(
+        self, rollouts: list[Rollout], prompts: list[list[int]], groups: int
+    ) -> Iterator[tuple[Rollout, Tensor]]:
+        """Each rollout with the teacher's hidden states of its tokens in the loss, after its prompt of `prompts`."""
+        student = self.accelerator.unwrap_model(self.model)
+        lengths = [len(p) + len(r.response) for p, r in zip(prompts, rollouts, strict=True)]
+        for group in partition(lengths, groups):
+            rows = [rollouts[i] for i in group]
+            batch = self._batch(rows, [prompts[i] for i in group])
+            hidden_NH = self._forward_redirection(self.model_wrapped, student, self._teacher_states, student, batch)
+            yield from zip(rows, hidden_NH.split([sum(r.in_loss) for r in rows]), strict=True)
 
     def _teacher_states(self, student: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         layer = student.get_output_embeddings()
@@ -478,7 +509,8 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         head = head_of(student)
         teacher_head = head if self._teacher_head is None else self._teacher_head
         sampled_N = inputs["sampled_N"]
-        result = chunked_divergence(hidden_NH, head, inputs["teacher_hidden_NH"], teacher_head, self._spec, sampled_N)
+        teacher_NH, contrast_NH = inputs["teacher_hidden_NH"], inputs.get("contrast_hidden_NH")
+        result = chunked_divergence(hidden_NH, head, teacher_NH, teacher_head, self._spec, sampled_N, contrast_NH)
         self._step_metrics.add_loss(result, sampled_N, inputs["sampler_log_p_N"])
         # DDP and FSDP average gradients over processes, but the count is already global.
         return result.total * self.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
@@ -544,14 +576,17 @@ def _as_rows(data: Any, args: RGSDConfig) -> Any:
     if data is None:
         return None
     if isinstance(data, Sequence) and data and all(isinstance(e, Example) for e in data):
-        return Dataset.from_list(training_rows(list(data), args.prompt_settings()))
+        with_contrast = args.teacher_contrast > 0
+        return Dataset.from_list(training_rows(list(data), args.prompt_settings(), with_contrast=with_contrast))
     if isinstance(data, Dataset | IterableDataset):
         columns = data.column_names
-        if columns is None or {"prompt", "teacher_prompt"} <= set(columns):
+        needed = ["prompt", "teacher_prompt", *(["contrast_prompt"] if args.teacher_contrast else [])]
+        if columns is None or set(needed) <= set(columns):
             return data
+        how = "training_rows(..., with_contrast=True)" if args.teacher_contrast else "training_rows"
         raise ConfigError(
-            f"the dataset has the columns {sorted(columns)}, but needs 'prompt' and 'teacher_prompt' (chat messages): "
-            "make them with rgsd.prompts.messages.training_rows, or pass the Examples that rgsd.data.load returns"
+            f"the dataset has the columns {sorted(columns)}, but needs {', '.join(map(repr, needed))} (chat messages): "
+            f"make them with rgsd.prompts.messages.{how}, or pass the Examples that rgsd.data.load returns"
         )
     raise ConfigError(
         f"train_dataset and eval_dataset must be a datasets.Dataset with 'prompt' and 'teacher_prompt', or a non-empty "

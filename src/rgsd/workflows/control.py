@@ -57,6 +57,8 @@ def twin_of(recipe: Recipe) -> Recipe:
     training.privileged_context = "mismatched"
     training.resume_from_checkpoint = True if training.resume_from_checkpoint else None
     training.push_to_hub = False
+    if hasattr(training, "teacher_contrast"):
+        training.teacher_contrast = 0.0  # its teacher has no right rubric to set against another
     if training.run_name:
         training.run_name = f"{training.run_name}-{TWIN}"
     # Another prompt's rubric is shown without a reference.

@@ -104,6 +104,7 @@ class Layout:
         response: Tokens of the longest response.
         checkpointing: Whether the backward pass recomputes activations.
         teacher_copy: Whether the teacher holds a copy of the trained parameters (full training, or ema).
+        teacher_passes: Teacher passes whose hidden states a step keeps: 2 with a contrastive teacher.
         loss_chunk_tokens: Tokens whose logits exist at once.
         vllm_share: Share of the device's memory that a colocated vLLM takes; 0 without one.
         samples_here: Whether transformers samples on this device, without vLLM.
@@ -122,6 +123,7 @@ class Layout:
     response: int = 1024
     checkpointing: bool = True
     teacher_copy: bool = False
+    teacher_passes: int = 1
     loss_chunk_tokens: int | None = None
     vllm_share: float = 0.0
     samples_here: bool = True
@@ -159,7 +161,8 @@ def memory(model: Architecture, layout: Layout, device_bytes: float = 80e9) -> d
         # The loss accumulates the head's gradient in float32, apart from the parameter's own gradient.
         model.vocabulary * model.hidden * 4 if layout.lora_rank is None else 0
     )
-    parts["teacher's states"] = layout.rollout_rows * layout.response * model.hidden * layout.compute_bytes
+    states = layout.rollout_rows * layout.response * model.hidden * layout.compute_bytes
+    parts["teacher's states"] = layout.teacher_passes * states
     tokens = layout.rows * (layout.prompt + layout.response)
     layer = tokens * _layer_activations(model) * layout.compute_bytes
     kept = model.layers * tokens * model.hidden * layout.compute_bytes

@@ -87,10 +87,11 @@ def dry_run(recipe: Recipe, launch: LaunchConfig, *, device_gib: float = 74.5) -
     config = _config(name, recipe)
     train_set = load_split(recipe.data, holds_out=recipe.evaluation.evaluate).train
     tokenizer = _tokenizer(name, recipe, config)
-    rows = training_rows(train_set, args.prompt_settings())
+    rows = training_rows(train_set, args.prompt_settings(), with_contrast=args.teacher_contrast > 0)
     longest = {
         "student": _longest(tokenizer, [r["prompt"] for r in rows]),
-        "teacher": _longest(tokenizer, [r["teacher_prompt"] for r in rows]),
+        # Two prompts a row with a contrastive teacher.
+        "teacher": _longest(tokenizer, [r[c] for r in rows for c in ("teacher_prompt", "contrast_prompt") if c in r]),
     }
     say(f"Longest prompts: student {longest['student']:,}, teacher {longest['teacher']:,} tokens")
     loss = _one_step(recipe, config, tokenizer, rows[:MOST_PROMPTS])
@@ -229,6 +230,7 @@ def layout_of(recipe: Recipe, launch: LaunchConfig, longest: dict[str, int]) -> 
         response=args.max_completion_length or 512,
         checkpointing=args.gradient_checkpointing,
         teacher_copy=args.teacher_model_kind == "ema" or (args.teacher_model_kind == "base" and lora is None),
+        teacher_passes=2 if args.teacher_contrast else 1,
         loss_chunk_tokens=args.loss_chunk_tokens,
         vllm_share=args.vllm_gpu_memory_utilization if args.use_vllm and args.vllm_mode == "colocate" else 0.0,
         samples_here=not args.use_vllm,

@@ -202,7 +202,7 @@ def _build_trainer(job: Job, model: Any, tokenizer: Any, written: dict[str, str]
     if recipe.kind == "sft":
         rows = _conditioned_rows(job, model, tokenizer, written)
         return RubricSFTTrainer(model, train_dataset=Dataset.from_list(rows), **common)
-    rows = training_rows(train_set, args.prompt_settings(), written)
+    rows = training_rows(train_set, args.prompt_settings(), written, with_contrast=args.teacher_contrast > 0)
     return RGSDTrainer(model, train_dataset=Dataset.from_list(rows), **common)
 
 
