@@ -91,6 +91,7 @@ def _custom_judge(config: JudgeConfig) -> Judge:
         judge = factory(**arguments)
     except TypeError as error:
         raise ConfigError(f"judge {config.judge!r} cannot be built with judge_kwargs {arguments}: {error}") from error
+    # Checked here, so that a wrong factory fails before the model is loaded.
     missing = [name for name in ("name", "judge", "judge_all") if not hasattr(judge, name)]
     if missing:
         raise ConfigError(

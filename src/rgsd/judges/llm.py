@@ -137,6 +137,7 @@ class LLMJudge:
         remember(os.environ.get(self._key_variable))
         remember_settings(config.judge_api_base)
         self.model = config.judge
+        # The name under which LiteLLM's price table and cache keys know a model of an OpenAI-compatible server.
         if config.judge_api_base and not config.judge.startswith("openai/"):
             self.model = f"openai/{config.judge}"
         details = [config.judge_mode.replace("_", " ")]
@@ -311,6 +312,7 @@ class LLMJudge:
         code = new_code()
         stored = self._cache.unusable(key) if self._cache else []
         outcome = Outcome()
+        # Tries that a killed process had stored come first, at no cost.
         for attempt in range(self.config.judge_reasks + 1):
             if attempt < len(stored):
                 reply, usage = JudgeReply(**stored[attempt]), Usage(cached=1)
@@ -393,6 +395,7 @@ class LLMJudge:
         """The error, if every further request would fail like this one."""
         what = f"the judge {self.model!r} cannot be asked"
         kept = "Judgements so far are kept"
+        # A refused schema would make every request fail, although this problem usually concerns a single one.
         if fault.problem is Problem.BAD_REQUEST and any(w in str(fault) for w in ("response_format", "json_schema")):
             return JudgeError(
                 f"the judge's server does not support JSON schemas ({fault}): set judge_structured false, and run again"

@@ -149,6 +149,7 @@ def training_rows(
         return [row | {"contrast_prompt": prompt} for row, prompt in zip(rows, contrasts, strict=True)]
     given = [e.reference if references is None else references.get(e.id) for e in examples]
     if settings.privileged_context in SHOWS_REFERENCE:
+        # All at once: finding them one by one would take a run for each.
         missing = [e.id for e, text in zip(examples, given, strict=True) if text is None or not text.strip()]
         if missing:
             raise ConfigError(_missing_references(missing, settings))
@@ -239,6 +240,7 @@ def _placed(example: Example, place: Place, text: str) -> ChatMessages:
         messages[-1]["content"] = text
         return messages
     for message in messages:
+        # Models expect at most one system turn, so an existing one is extended.
         if message["role"] in ("system", "developer"):
             message["content"] = f"{message['content']}\n\n{text}" if message["content"].strip() else text
             return messages

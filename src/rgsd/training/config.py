@@ -70,6 +70,7 @@ def sampling_notes(args: Any, of_checkpoint: Any) -> list[str]:
             "one in the loss; sampling/sampling_logp_difference measures how far apart the two are"
         )
     ignored = {n: getattr(of_checkpoint, n, None) for n in NEUTRAL}
+    # 50 is the default of transformers, which every checkpoint without its own value reports.
     ignored = {n: v for n, v in ignored.items() if v is not None and v != NEUTRAL[n] and not (n == "top_k" and v == 50)}
     if ignored:
         listed = ", ".join(f"{n} {v}" for n, v in ignored.items())
@@ -162,6 +163,7 @@ class RGSDConfig(DistillationConfig):
     def __post_init__(self) -> None:
         settle_device(self)
         super().__post_init__()
+        # Built only to fail here, rather than after the model is loaded, if a setting is invalid.
         self.divergence_spec()
         self.prompt_settings()
         if self.teacher_contrast and self.privileged_context != "rubric":

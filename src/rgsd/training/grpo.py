@@ -95,6 +95,7 @@ class RubricReward:
     def __call__(self, completions: Sequence[Any], example_id: Sequence[str], **kwargs: Any) -> list[float | None]:
         """One reward per completion, or None for a completion whose rubric is not fully scored."""
         examples = [self._examples[i] for i in example_id]
+        # The judge sees the answer alone, as in the evaluation.
         texts = self._texts(completions, kwargs.get("completion_ids"))
         answers = [strip_thinking(t, *self._think_tags, starts_in_thinking=self._starts_in_thinking) for t in texts]
         judgements = self._judge.judge_all(list(zip(examples, answers, strict=True)))

@@ -144,6 +144,7 @@ def launch(settings: LaunchConfig, command: str, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = accelerate_arguments(settings, command, argv)
+    # Otherwise torch kills the processes long before a large model is saved.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
     say(f"Starting {arguments.num_processes} processes on {arguments.num_machines} machine(s)")
     try:

@@ -93,6 +93,7 @@ class StepMetrics:
         """
         assert result.sampled_log_p_N is not None
         difference_N = (result.sampled_log_p_N - sampler_log_p_N).abs()
+        # NaN marks tokens whose sampler reported no log-probability.
         difference_N = difference_N[difference_N.isfinite()]
         if difference_N.numel():
             self._max_log_p_difference = max(self._max_log_p_difference, float(difference_N.max()))

@@ -150,6 +150,7 @@ def sample_conditioned(
             responses = generator.generate([p["teacher_prompt"] for p in prompts], lambda i, r: counter.advance())
             for example, prompt, response in zip(examples, prompts, responses, strict=True):
                 n_tokens += response.n_tokens
+                # A truncated response would teach the student to stop in mid-sentence.
                 if response.is_truncated:
                     n_truncated += 1
                 elif args.drop_leaks and _leaks(example, response, args):
@@ -182,5 +183,6 @@ def _row(
         think_tags=(args.think_open_tag, args.think_close_tag),
         mask_thinking=args.mask_thinking,
     )
+    # Prompt and reasoning are context: the model reads them, but is not trained to write them.
     labels = [token if kept else NOT_IN_LOSS for token, kept in zip(replayed.ids, replayed.in_loss, strict=True)]
     return {"input_ids": prompt_ids + replayed.ids, "labels": [NOT_IN_LOSS] * len(prompt_ids) + labels}

@@ -55,6 +55,7 @@ class Teacher:
         self.model = model
         self.kind = kind
         self.teacher_update_rate = teacher_update_rate
+        # A resumed or warm-started adapter is not zero: then the base policy includes it, and a copy is needed.
         self._adapters_off = kind == "base" and isinstance(model, PeftModel) and _adapters_do_nothing(model)
         self._copy: dict[str, Tensor] = {}
         if kind == "ema" or (kind == "base" and not self._adapters_off):
@@ -102,6 +103,7 @@ class Teacher:
         """Swap the values of copy and parameters, bit for bit, with one extra parameter in memory at a time."""
         self._match()
         for name, parameter in self._trainable():
+            # In place, so that the optimizer, FSDP and tied weights keep their references.
             held = parameter.detach().clone()
             parameter.copy_(self._copy[name])
             self._copy[name].copy_(held)
@@ -130,6 +132,7 @@ class Teacher:
             return
         self._match()
         for name, parameter in self._trainable():
+            # copy += rate * (student - copy)
             self._copy[name].lerp_(parameter.detach(), self.teacher_update_rate)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -207,6 +207,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             room = self._room_for_prompt() if limit is None else limit
             if room is None:
                 continue
+            # Tokenized as TRL does it, so the lengths are those of training.
             prompts = list(rows[column_name])
             ids = rows["example_id"] if "example_id" in rows.column_names else list(range(len(prompts)))
             lengths = [len(tokens) for tokens in self._tokenize_messages(prompts)]
@@ -488,6 +489,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
         student = self.accelerator.unwrap_model(model)
+        # For the error if this loss is not finite: training_step does not see the examples.
         self._example_ids = inputs["example_ids"]
         # The redirection bypasses the forward pass that accelerate wrapped in autocast.
         with self.accelerator.autocast(), frozen(student):
