@@ -29,12 +29,11 @@ def head_of(student: Any, weight: Tensor | None = None, bias: Tensor | None = No
         student: The model, unwrapped.
         weight, bias: Values to use in place of the model's own.
     """
-    if weight is None:
-        layer = student.get_output_embeddings()
-        weight, bias = layer.weight, layer.bias
+    own = student.get_output_embeddings()
+    used_weight, used_bias = (own.weight, own.bias) if weight is None else (weight, bias)
     config = student.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(whole(weight), None if bias is None else whole(bias), _logit_scale(config), softcap)
+    return Head(whole(used_weight), None if used_bias is None else whole(used_bias), _logit_scale(config), softcap)
 
 
 def _logit_scale(config: Any) -> float:
