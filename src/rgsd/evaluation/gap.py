@@ -32,7 +32,7 @@ from rgsd.evaluation.samples import Sample
 from rgsd.evaluation.statistics import interval
 from rgsd.evaluation.summaries import paired_difference, score_cells, summarise, tokens_cell
 from rgsd.inference import SamplingConfig, TransformersGenerator, replay
-from rgsd.judges import Judge, JudgeConfig, build_judge, try_out, unchecked
+from rgsd.judges import Judge, JudgeConfig, build_judge, missing_checks, try_out
 from rgsd.progress import counting, say
 from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rubrics import Example, fingerprint
@@ -105,7 +105,7 @@ def gap(
             f"alone, run `rgsd eval {name} {name}+rubric {name}+mismatched --backend {settings.backend}`"
         )
     examples = examples_for(data, settings, None)
-    is_judged = not unchecked(examples, judge_config)
+    is_judged = not missing_checks(examples, judge_config)
     if not is_judged:
         say("No scores: criteria without a programmatic check, and no LLM judge (--judge). The divergence needs none.")
     judge = build_judge(judge_config) if is_judged else None

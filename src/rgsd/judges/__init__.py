@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rgsd.judges.checks import ChecksJudge
 from rgsd.judges.config import JudgeConfig
-from rgsd.judges.factory import build_judge, check_judgeable, ledger_usage, record_requests, try_out, unchecked
+from rgsd.judges.factory import build_judge, check_judgeable, ledger_usage, missing_checks, record_requests, try_out
 from rgsd.judges.judgement import Judge, Judgement, Task, Usage
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "build_judge",
     "check_judgeable",
     "ledger_usage",
+    "missing_checks",
     "record_requests",
     "try_out",
-    "unchecked",
 ]

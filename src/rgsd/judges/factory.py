@@ -30,7 +30,7 @@ def build_judge(config: JudgeConfig) -> Judge:
     return LLMJudge(config)
 
 
-def unchecked(examples: Sequence[Example], config: JudgeConfig) -> str:
+def missing_checks(examples: Sequence[Example], config: JudgeConfig) -> str:
     """Why the judge cannot judge the examples, or "" if it can. `checks` needs a check for every criterion."""
     n = sum(not e.rubric.is_checkable for e in examples) if config.needs_checks else 0
     return f"{n} of {len(examples)} rubrics have criteria without a programmatic check" if n else ""
@@ -42,7 +42,7 @@ def check_judgeable(examples: Sequence[Example], config: JudgeConfig) -> None:
     Raises:
         ConfigError: If the judge runs checks, and criteria have none.
     """
-    if problem := unchecked(examples, config):
+    if problem := missing_checks(examples, config):
         raise ConfigError(
             f"{problem}: use an LLM judge, e.g. --judge openai/gpt-5.4, or --judge NAME --judge_api_base URL"
         )

@@ -22,7 +22,7 @@ from rgsd.evaluation.responses import set_aside_stale
 from rgsd.evaluation.samples import Sample
 from rgsd.evaluation.summaries import results
 from rgsd.inference import Conversation, TransformersGenerator
-from rgsd.judges import Judge, build_judge, try_out, unchecked
+from rgsd.judges import Judge, build_judge, missing_checks, try_out
 from rgsd.progress import say
 from rgsd.prompts.messages import PromptSettings, teacher_prompts
 from rgsd.runs import RESULTS, Run
@@ -138,7 +138,7 @@ def _can_evaluate(recipe: Recipe, held_out: Any) -> bool:
     """Whether the judge can score the held-out prompts. Prints the reason if it cannot."""
     if not recipe.evaluation.evaluate:
         return False
-    if problem := unchecked(held_out, recipe.judge):
+    if problem := missing_checks(held_out, recipe.judge):
         say(f"No evaluation: {problem}. Name an LLM judge with --judge, or score the run later with `rgsd eval`")
         return False
     return bool(held_out)
