@@ -37,7 +37,7 @@ PLACES = {
     "evaluation": ("rgsd.inference:TransformersGenerator.generate", "after"),
     "final save": ("rgsd.workflows.train:save_policy", "after"),
     "results": ("rgsd.runs:Run.write", "before"),
-    "model loaded": ("rgsd.models:load_model", "after"),
+    "model loaded": ("rgsd.models.loading:load_model", "after"),
     "merged": ("rgsd.models.adapters:merge_and_unload", "after"),
     "weights of an export": ("transformers:PreTrainedModel.save_pretrained", "after"),
     "export written": ("rgsd.models.exporting:save_model", "after"),
