@@ -84,7 +84,7 @@ def trained(tmp_path_factory, tokenizer):
     recipe = make_world(folder, tokenizer, **LORA, max_steps=1, save_strategy="no")
     code, text = run(["train", "--config", str(recipe), "--output_dir", str(folder / "run")], folder)
     assert code == 0, text
-    code, text = run(["export", str(folder / "run"), str(folder / "whole")], folder)
+    code, text = run(["export", str(folder / "run"), "--output_dir", str(folder / "whole")], folder)
     assert code == 0, text
     return folder
 
@@ -92,7 +92,7 @@ def trained(tmp_path_factory, tokenizer):
 @SIGNALS
 @places(("model loaded", 1), ("merged", 1), ("weights of an export", 1), ("export written", 1))
 def test_export(trained, tmp_path, place, nth, number):
-    argv = ["export", str(trained / "run"), str(tmp_path / "out")]
+    argv = ["export", str(trained / "run"), "--output_dir", str(tmp_path / "out")]
     code, text = run(argv, tmp_path, place, nth, number)
     assert code == -number, text
     assert not (tmp_path / "out").exists()  # whole or absent

@@ -220,7 +220,7 @@ def spied_prompts():
 
 OVERWRITING_MISTAKES = [
     (["--model_name_or_path", "/nosuch"], "/nosuch"),
-    (["--max_teacher_length", "3"], "teacher prompts are longer"),
+    (["--max_teacher_length", "3"], "teacher prompts exceed"),
     (["--lora_target_modules", "no_such_module"], "no_such_module"),
 ]
 
@@ -267,7 +267,7 @@ def test_data_shows_what_a_file_holds(world, capsys):
 def test_a_run_that_cannot_start_leaves_nothing_behind(world, capsys):
     recipe = ["train", "--config", str(world / "recipe.yaml")]
     assert main([*recipe, "--max_teacher_length", "5"]) == 1
-    assert "teacher prompts are longer" in capsys.readouterr().err
+    assert "teacher prompts exceed" in capsys.readouterr().err
     assert not (world / "run").exists()
     assert main(recipe) == 0
 
