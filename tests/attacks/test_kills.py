@@ -163,7 +163,7 @@ def test_judge_check(tmp_path, place, nth, number):
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"arms": {"tiny": {"command": "train", "max_steps": 2}}}))
-    argv = ["lab", "--grid", str(folder / "tiny.yaml"), "--arms", "tiny", "--workers", "1", "--out"]
+    argv = ["lab", "--grid", str(folder / "tiny.yaml"), "--arms", "tiny", "--workers", "1", "--output_dir"]
     code, text = run([*argv, str(folder / "whole")], folder)
     assert code == 0, text
     return argv, folder

@@ -11,9 +11,10 @@ import yaml
 from rgsd.cli import main
 from rgsd.errors import ConfigError, RunError
 from rgsd.judges import ChecksJudge, JudgeConfig, build_judge
+from rgsd.lab.benches import NanoBench
 from rgsd.lab.claims import CLAIMS, Claim, decide, findings
 from rgsd.lab.grid import Task, load_arms
-from rgsd.lab.measurements import MEASURES, LabResults, Measurement, SeedInterval
+from rgsd.lab.measurements import LabResults, Measurement, SeedInterval
 from rgsd.lab.running import BASE_ARMS, LabJob, recipe_of, run_lab
 from rgsd.lab.weak import WeakJudge
 from rgsd.lab.world import World
@@ -34,7 +35,7 @@ def test_every_arm_is_a_recipe_of_its_command(arm, tmp_path):
 def test_every_claim_is_about_arms_and_measures_that_there_are():
     known = {*load_arms(), *BASE_ARMS}
     assert {c.arm for c in CLAIMS} | {c.other for c in CLAIMS} <= known
-    assert {c.measure for c in CLAIMS} <= set(MEASURES)
+    assert {c.measure for c in CLAIMS} <= set(NanoBench.measures)
 
 
 def test_an_arm_of_ones_own(tmp_path):

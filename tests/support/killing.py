@@ -43,7 +43,7 @@ PLACES = {
     "export written": ("rgsd.models.exporting:save_model", "after"),
     "judge's reply": ("rgsd.judges.cache:ReplyCache.put", "after"),
     "before a file's rename": ("pathlib:Path.replace", "before"),
-    "task written": ("rgsd.lab.running:write_jsonl", "after"),
+    "task written": ("rgsd.lab.benches:write_jsonl", "after"),
     "run noted": ("rgsd.runs:Run.note", "after"),
 }
 

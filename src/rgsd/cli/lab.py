@@ -10,8 +10,15 @@ COMMAND = Command(
     name="lab",
     summary="run the paper's comparisons on a tiny model in minutes on a CPU, with an exact judge",
     settings=("rgsd.lab.config:LabConfig",),
-    examples=("rgsd lab", "rgsd lab --full --output_dir runs/lab-full", "rgsd lab --grid my-arms.yaml --arms my-arm"),
-    details="`rgsd lab pretrain` trains the lab's model again from nothing and compares it with the one that ships.",
+    examples=(
+        "rgsd lab",
+        "rgsd lab --full --output_dir runs/lab-full",
+        "rgsd lab --grid my-arms.yaml --arms my-arm",
+        "rgsd lab --model embedded-warm --tune",
+        "rgsd lab --model embedded-warm --grid runs/lab-embedded-warm-tune/tuned.yaml",
+    ),
+    details="With --model, the same comparisons run on a real model and the bundled prompts, in hours.\n\n"
+    "`rgsd lab pretrain` trains the lab's model again from nothing and compares it with the one that ships.",
 )
 PRETRAIN = Command(
     name="lab pretrain",
@@ -27,29 +34,11 @@ def main(argv: list[str]) -> int:
     command, argv = (PRETRAIN, argv[1:]) if is_pretraining else (COMMAND, argv)
     (settings,) = command.parse(argv).settings
     quieten()
-    return _pretrain(settings) if is_pretraining else _lab(settings)
+    if is_pretraining:
+        return _pretrain(settings)
+    from rgsd.lab.session import run_session
 
-
-def _lab(settings: Any) -> int:
-    import json
-
-    from rgsd.errors import ConfigError
-    from rgsd.lab import page
-    from rgsd.lab.grid import load_arms
-    from rgsd.lab.measurements import LabResults, read_measurements
-    from rgsd.lab.running import LAB, jobs_of, run_lab
-
-    known = load_arms(settings.grid or ())
-    own = set(known) - set(load_arms())
-    if settings.arms and (unknown := set(settings.arms) - set(known)):
-        raise ConfigError(f"unknown arms {sorted(unknown)}, known: {', '.join(known)}")
-    chosen = settings.arms or [n for n, a in known.items() if settings.full or a.table or n in own]
-    arms = [known[n] for n in known if n in chosen]
-    seeds = settings.seeds or (list(range(5)) if settings.full else [0])
-    folder = run_lab(settings.output_dir, arms, seeds, workers=settings.workers, overwrite=settings.overwrite)
-    results = LabResults([m for job in jobs_of(folder, arms, seeds) for m in read_measurements(job)])
-    decided = page.write(folder, results, arms, json.loads((folder / LAB).read_text("utf-8")))
-    page.show(results, decided, folder)
+    run_session(settings)
     return 0
 
 

@@ -78,7 +78,7 @@ def quantiles(n: int) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def student_quantile(degrees_of_freedom: int) -> float:
+def student_quantile(degrees_of_freedom: float) -> float:
     """The 97.5 % quantile of Student's t distribution."""
     return -float(stdtrit(degrees_of_freedom, TAIL))
 

@@ -1,14 +1,15 @@
 """The lab's arms, each a recipe for `rgsd train`, `rgsd grpo` or `rgsd sft`.
 
-An arm is an entry of `grid.yaml`, or of a user's file of the same form. It has a command, settings of that command, and
-three keys of the lab: `about` (a description), `table` (whether `rgsd lab` runs it without --full) and `world` (the
-task: `think` and `generality`).
+An arm is an entry of a bench's grid file (`grid.yaml`, `embedded.yaml`), or of a user's file of the same form. It has
+a command, settings of that command, and four keys of the lab: `about` (a description), `table` (whether `rgsd lab` runs
+it without --full), `after` (the arm whose trained policy it starts from) and `world` (the task: `think` and
+`generality`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,9 @@ import yaml
 from rgsd.errors import ConfigError
 
 COMMANDS = ("train", "grpo", "sft")
-OWN_KEYS = frozenset({"command", "about", "table", "world"})
+OWN_KEYS = frozenset({"command", "about", "table", "world", "after"})
+SECTIONS = ("all", "commands", "arms", "settings", "tune", "seconds")
+"""Sections of a grid file. `settings` may stand alone; the others of a user's file apply to its own arms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class LabArm:
         about: A line of description.
         table: Whether `rgsd lab` runs it without --full.
         task: What it is trained and measured on.
+        after: The arm whose trained policy it starts from; empty for the untrained model.
     """
 
     name: str
@@ -60,33 +64,132 @@ class LabArm:
     about: str = ""
     table: bool = False
     task: Task = field(default_factory=Task)
+    after: str = ""
 
 
-def standard_grid() -> Path:
-    """The file of the standard arms."""
-    return Path(str(files("rgsd") / "lab" / "grid.yaml"))
+@dataclass(frozen=True)
+class Grid:
+    """A bench's arms.
+
+    Args:
+        arms: By name, the standard ones first.
+        shared: Settings that every arm of the standard grid has.
+        tune: Command -> the values to try on the development prompts, by setting.
+        seconds: Measured durations, from which `rgsd.lab.running` estimates the time.
+        own: Names of the arms that the user's files define.
+    """
+
+    arms: dict[str, LabArm]
+    shared: dict[str, Any]
+    tune: dict[str, dict[str, list[Any]]]
+    seconds: dict[str, float]
+    own: frozenset[str] = frozenset()
+
+    def chosen(self, names: Collection[str] | None, *, full: bool) -> list[LabArm]:
+        """The named arms, in the grid's order; by default those of the table and the user's own, or all with `full`.
+        An arm that another one starts from comes with it.
+
+        Raises:
+            ConfigError: For an unknown name.
+        """
+        if unknown := set(names or ()) - set(self.arms):
+            raise ConfigError(f"unknown arms {sorted(unknown)}, known: {', '.join(self.arms)}")
+        wanted = set(names or (n for n, arm in self.arms.items() if full or arm.table or n in self.own))
+        left = list(wanted)
+        while left:
+            before = self.arms[left.pop()].after
+            if before and before not in wanted:
+                wanted.add(before)
+                left.append(before)
+        return [arm for name, arm in self.arms.items() if name in wanted]
+
+    def trials(self) -> dict[str, list[LabArm]]:
+        """The arms to compare on the development prompts, by command: `rgsd`, `grpo` and `sft`, each with the values of
+        `tune` in turn."""
+        found: dict[str, list[LabArm]] = {}
+        for command, settings in self.tune.items():
+            plain = self.arms["rgsd" if command == "train" else command]
+            found[command] = [
+                dataclasses.replace(
+                    plain,
+                    name=f"tune-{plain.name}-{value:g}",
+                    settings={**plain.settings, setting: value},
+                    about=f"{setting} {value:g}",
+                )
+                for setting, values in settings.items()
+                for value in values
+            ]
+        return found
+
+
+def standard_grid(name: str = "grid.yaml") -> Path:
+    """A file of standard arms: grid.yaml for the nano world, embedded.yaml for the bundled data."""
+    return Path(str(files("rgsd") / "lab" / name))
 
 
 def load_arms(paths: Sequence[str | Path] = ()) -> dict[str, LabArm]:
+    """The arms of the nano world's grid and of the user's files (`load_grid`)."""
+    return load_grid(paths).arms
+
+
+def load_grid(
+    paths: Sequence[str | Path] = (), *, standard: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> Grid:
     """Load the standard arms, then those of the user's files.
 
     An arm of a user's file replaces a standard arm of the same name. The file may have `all` and `commands`, which
-    override the standard settings for the arms of that file.
+    override the standard settings for the arms of that file, and `settings`, which overrides them for all arms. What an
+    arm sets itself always holds.
+
+    Args:
+        paths: The user's files.
+        standard: The bench's file; by default that of the nano world.
+        settings: Like `settings` of a file, stronger than all of them: SETTING or COMMAND.SETTING -> value.
 
     Raises:
         ConfigError: If a file cannot be read or an arm is malformed.
     """
-    base: dict[str, Any] = {"all": {}, "commands": {name: {} for name in COMMANDS}}
+    standard = standard or standard_grid()
+    grids = [(path, _read(path)) for path in (standard, *paths)]
+    first = grids[0][1]
+    over = _overrides([grid.get("settings", {}) for _, grid in grids], settings or {})
     arms: dict[str, LabArm] = {}
-    for path in (standard_grid(), *paths):
-        grid = _read(path)
-        shared = {**base["all"], **grid.get("all", {})}
-        commands = {name: {**base["commands"][name], **grid.get("commands", {}).get(name, {})} for name in COMMANDS}
-        if path == standard_grid():
-            base = {"all": shared, "commands": commands}
-        for name, entry in grid["arms"].items():
+    for path, grid in grids:
+        shared = {**first["all"], **grid.get("all", {}), **over["all"]}
+        commands = {
+            name: {
+                **first.get("commands", {}).get(name, {}),
+                **grid.get("commands", {}).get(name, {}),
+                **over["all"],
+                **over[name],
+            }
+            for name in COMMANDS
+        }
+        for name, entry in grid.get("arms", {}).items():
             arms[str(name)] = _arm(str(name), entry, shared, commands, path)
-    return arms
+    for arm in arms.values():
+        _check_start(arm, arms)
+    own = frozenset(str(name) for _, grid in grids[1:] for name in grid.get("arms", {}))
+    tune, seconds = ({**first.get(s, {}), **{k: v for _, g in grids for k, v in g.get(s, {}).items()}} for s in _MERGED)
+    _check_tune(tune, standard)
+    return Grid(arms, {**first["all"], **over["all"]}, tune, seconds, own)
+
+
+_MERGED = ("tune", "seconds")
+
+
+def _overrides(of_files: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Command, or "all" -> settings."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in ("all", *COMMANDS)}
+    for settings in of_files:
+        for command, values in settings.items():
+            found[command] |= values
+    for name, value in given.items():
+        command, _, setting = name.rpartition(".")
+        if command and command not in COMMANDS:
+            raise ConfigError(f"--settings {name}: the command must be one of {', '.join(COMMANDS)}, got {command!r}")
+        found[command or "all"][setting] = value
+    return found
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -94,12 +197,16 @@ def _read(path: str | Path) -> dict[str, Any]:
         grid = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read arms from {path}: {error}") from error
-    if not isinstance(grid, dict) or not isinstance(grid.get("arms"), dict) or not grid["arms"]:
+    if not isinstance(grid, dict) or not (grid.get("arms") or grid.get("settings")):
         raise ConfigError(f"{path} needs a mapping `arms` of names to settings, and has none: see docs/LAB.md")
-    if unknown := set(grid) - {"all", "commands", "arms"}:
-        raise ConfigError(f"{path} has unknown keys {sorted(unknown)}, known: all, commands, arms")
-    if unknown := set(grid.get("commands", {})) - set(COMMANDS):
-        raise ConfigError(f"{path} has settings for unknown commands {sorted(unknown)}, known: {', '.join(COMMANDS)}")
+    if unknown := set(grid) - set(SECTIONS):
+        raise ConfigError(f"{path} has unknown keys {sorted(unknown)}, known: {', '.join(SECTIONS)}")
+    for section, value in grid.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{section} of {path} must be a mapping, got {value!r:.100}")
+    for section, known in (("commands", COMMANDS), ("settings", ("all", *COMMANDS)), ("tune", COMMANDS)):
+        if unknown := set(grid.get(section, {})) - set(known):
+            raise ConfigError(f"{path} has {section} for unknown commands {sorted(unknown)}, known: {', '.join(known)}")
     return grid
 
 
@@ -123,4 +230,34 @@ def _arm(name: str, entry: Any, shared: Mapping[str, Any], commands: Mapping[str
         about=str(entry.get("about", "")),
         table=bool(entry.get("table", False)),
         task=Task(**world),
+        after=str(entry.get("after", "")),
     )
+
+
+def _check_start(arm: LabArm, arms: Mapping[str, LabArm]) -> None:
+    """Raise a ConfigError unless the arm that an arm starts from exists, has the same task, and ends somewhere."""
+    seen = [arm.name]
+    while arm.after:
+        if arm.after not in arms:
+            raise ConfigError(f"arm {arm.name!r} starts after {arm.after!r}, which is no arm; known: {', '.join(arms)}")
+        if arm.after in seen:
+            raise ConfigError(f"arms start after each other in a circle: {' after '.join([*seen, arm.after])}")
+        if arms[arm.after].task != arm.task:
+            raise ConfigError(f"arm {arm.name!r} must have the same `world` as {arm.after!r}, from which it starts")
+        arm = arms[arm.after]
+        seen.append(arm.name)
+
+
+def _check_tune(tune: Mapping[str, Any], path: Path) -> None:
+    """Raise a ConfigError unless every command tries one setting, and all try equally many values."""
+    counts = set()
+    for command, settings in tune.items():
+        values = list(settings.values()) if isinstance(settings, dict) else []
+        if len(values) != 1 or not isinstance(values[0], list) or not values[0]:
+            raise ConfigError(f"tune of {path}: {command} must have one setting with a list of values, got {settings}")
+        counts.add(len(values[0]))
+    if len(counts) > 1:
+        raise ConfigError(
+            f"tune of {path}: every command must try equally many values, got {sorted(counts)}: a baseline with fewer "
+            "trials is no baseline"
+        )

@@ -58,7 +58,7 @@ def _intervals(results: LabResults, bottom: float) -> Iterator[str]:
 
     for t in ticks(low, high, 5):
         yield _line(px(t), px(t), TOP, bottom) + _text(px(t), bottom + 16, number(t), "middle")
-    yield _text(NAMES + INTERVALS / 2, bottom + 33, "held-out rubric satisfaction, 95 % interval", "middle")
+    yield _text(NAMES + INTERVALS / 2, bottom + 33, f"{results.split} rubric satisfaction, 95 % interval", "middle")
     for row, (arm, mean) in enumerate(means.items()):
         y = TOP + (row + 0.5) * ROW
         yield _text(NAMES - 10, y + 4, arm, "end", "name")
@@ -90,7 +90,7 @@ def _scatter(results: LabResults, bottom: float) -> Iterator[str]:
         yield _text(px(2.0**power), bottom + 16, number(2.0**power), "middle")
     for t in ticks(0, top, 5):
         yield _line(left, left + SCATTER, py(t), py(t)) + _text(left - 8, py(t) + 4, number(t), "end")
-    yield _text(left + SCATTER / 2, bottom + 33, "seconds of training on one core (log scale)", "middle")
+    yield _text(left + SCATTER / 2, bottom + 33, "seconds of training (log scale)", "middle")
     for arm, (seconds, value) in points.items():
         yield f'<g class="{_kind(arm)}"><circle class="dot" cx="{px(seconds):.1f}" cy="{py(value):.1f}" r="4.5"/></g>'
         yield _text(px(seconds) + 8, py(value) - 4, arm, kind="name")
