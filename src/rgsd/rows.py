@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 LARGEST = 1e15
 """Largest absolute value of a number in a run's files."""
@@ -18,6 +21,12 @@ DEEPEST = 30
 """Most levels of nesting."""
 LONGEST_NUMBER = 400
 """Most digits of a number. Python takes quadratic time to read a long integer."""
+
+
+MAX_YAML_BYTES = 1_000_000
+"""Largest YAML file."""
+MAX_YAML_VALUES = 100_000
+"""Most values in a YAML file, each alias counted as what it stands for."""
 
 
 class BadRow(ValueError):
@@ -222,6 +231,61 @@ def loads(text: bytes | str, *, lenient: bool = False) -> Any:
         raise BadRow(str(error)) from None
     _check_depth(value)
     return value
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file, with limits. It can name a small value many times over (`*alias`), or itself.
+
+    Raises:
+        BadRow: If it is no regular file or exceeds a limit.
+        OSError: If it cannot be read.
+        yaml.YAMLError: If it is not YAML.
+    """
+    if path.exists() and not path.is_file():
+        raise BadRow("it is not a regular file")
+    if (size := path.stat().st_size) > MAX_YAML_BYTES:
+        raise BadRow(f"it has {size:,} bytes, {MAX_YAML_BYTES:,} are allowed")
+    try:
+        text = path.read_text("utf-8")
+        _check_yaml(text)
+        return yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise BadRow(f"byte {error.start} is not UTF-8") from None
+    except (ValueError, OverflowError) as error:  # e.g. a date without such a month, a number of 5000 digits
+        raise BadRow(str(error)) from None
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse YAML that is too deep or too large with its aliases written out. Parses events, without recursion."""
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []  # anchor and size so far of each collection that is not closed
+    size = 0
+
+    def add(anchor: str | None, n: int) -> None:
+        nonlocal size
+        size = n
+        if anchor is not None:
+            sizes[anchor] = n
+        if open_:
+            own, so_far = open_[-1]
+            open_[-1] = own, so_far + n
+            size = so_far + n
+        if size > MAX_YAML_VALUES:
+            raise BadRow(f"it has more than {MAX_YAML_VALUES:,} values with its aliases written out")
+
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, 1))
+            if len(open_) > DEEPEST:
+                raise BadRow(f"line {event.start_mark.line + 1}: nested deeper than {DEEPEST} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            add(*open_.pop())
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes and any(anchor == event.anchor for anchor, _ in open_):
+                raise BadRow(f"line {event.start_mark.line + 1}: the alias *{event.anchor} holds itself")
+            add(None, sizes.get(event.anchor, 1))
+        elif isinstance(event, yaml.ScalarEvent):
+            add(event.anchor, 1)
 
 
 def _check_depth(value: Any) -> None:

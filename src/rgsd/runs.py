@@ -45,7 +45,7 @@ from rgsd.files import PARTIAL, atomic_write
 from rgsd.progress import say
 from rgsd.provenance import command_line, environment
 from rgsd.redaction import redact_known, without_credentials
-from rgsd.rows import BadRow, check_record, check_row, loads
+from rgsd.rows import BadRow, check_record, check_row, loads, read_yaml
 
 T = TypeVar("T")
 
@@ -410,7 +410,7 @@ def open_run(folder: str | Path, *, finished: bool = False) -> Run:
         raise RunError(f"{path} is not a run folder (it has no {RECORD}): pass the folder that `rgsd train` printed")
     try:
         meta = loads((path / RECORD).read_text("utf-8"))
-        settings = yaml.safe_load((path / CONFIG).read_text("utf-8"))
+        settings = read_yaml(path / CONFIG)
         check_record(meta, settings)
     except RecursionError as error:
         raise RunError(f"{path} cannot be read as a run: {CONFIG} is nested too deep") from error

@@ -263,13 +263,14 @@ class RecipeFile:
         """
         import yaml
 
+        from rgsd.rows import BadRow, read_yaml
+
         if not Path(path).is_file():
             raise UsageError(f"there is no recipe {path!r}: give --config the path of a .yaml file")
         try:
-            text = Path(path).read_text("utf-8")
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            values = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError) as error:
+            values = read_yaml(Path(path))
+            node = yaml.compose(Path(path).read_text("utf-8"), Loader=yaml.SafeLoader)
+        except (OSError, BadRow) as error:
             raise UsageError(f"cannot read {path}: {error}") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -283,7 +284,10 @@ class RecipeFile:
             if key.value in lines:
                 raise UsageError(f"{path}:{line}: {key.value} is set twice, first on line {lines[key.value]}")
             lines[key.value] = line
-        os.environ.update({str(k): str(v) for k, v in (values.pop("env", None) or {}).items()})
+        env = values.pop("env", None) or {}
+        if not isinstance(env, dict) or any(not str(k) or "=" in str(k) or "\0" in f"{k}{v}" for k, v in env.items()):
+            raise UsageError(f"{path}:{lines['env']}: env must map names of environment variables to their values")
+        os.environ.update({str(k): str(v) for k, v in env.items()})
         return cls(path, {str(k): v for k, v in values.items()}, lines)
 
     def check(self, flags: Mapping[str, SettingInfo]) -> None:

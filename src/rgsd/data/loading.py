@@ -238,14 +238,21 @@ def _open(source: str | Path, split: str | None, config: str | None) -> _Source:
     name = str(source)
     is_bundled = name == BUNDLED or name.startswith(f"{BUNDLED}:")
     path = Path(source).expanduser()
-    is_hub = not is_bundled and not path.exists() and isinstance(source, str) and reading.is_hub_id(name)
+    # A mistyped path below a folder that is here, or a file's name: a stranger could own the hub id of that spelling.
+    is_path = Path(name.partition(":")[0]).parent.exists() or (
+        path.suffix.lower() in reading.SUFFIXES and ":" not in name
+    )
+    is_hub = not (is_bundled or is_path) and isinstance(source, str) and reading.is_hub_id(name)
     if (split or config) and not is_hub:
         raise DataError(f"{name}: split and config are for hub datasets, got a local source: leave them out")
     if is_hub:
         return _Source(reading.hub_rows(name, split, config), (name,))
     if not is_bundled and not path.exists():
         expected = f"a {' or '.join(reading.SUFFIXES)} file, a folder of them, a hub id owner/name, or 'bundled'"
-        raise DataError(f"{name}: got neither an existing path nor a hub id, expected {expected}: check the spelling")
+        hub = "the hub is not asked for a name that is a path here: " if reading.is_hub_id(name) else ""
+        raise DataError(
+            f"{name}: got neither an existing path nor a hub id, expected {expected}: {hub}check the spelling"
+        )
     files: Iterable[Traversable] = _bundled_files(name) if is_bundled else reading.local_files(path)
     files = list(files)
     return _Source(chain.from_iterable(map(reading.file_rows, files)), tuple(f.name for f in files))

@@ -53,6 +53,8 @@ def local_files(path: Path) -> list[Path]:
     if path.suffix.lower() not in SUFFIXES:
         got = f"a file with the suffix {path.suffix!r}"
         raise DataError(f"{path}: got {got}, expected {' or '.join(SUFFIXES)}: convert or rename the file")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: got a pipe or device, expected a regular file: write the rows to a file first")
     return [path]
 
 

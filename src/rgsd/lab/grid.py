@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from rgsd.errors import ConfigError
+from rgsd.rows import BadRow, read_yaml
 
 COMMANDS = ("train", "grpo", "sft")
 OWN_KEYS = frozenset({"command", "about", "table", "world", "after"})
@@ -194,8 +195,8 @@ def _overrides(of_files: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) 
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        grid = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        grid = read_yaml(Path(path))
+    except (OSError, BadRow, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read arms from {path}: {error}") from error
     if not isinstance(grid, dict) or not (grid.get("arms") or grid.get("settings")):
         raise ConfigError(f"{path} needs a mapping `arms` of names to settings, and has none: see docs/LAB.md")

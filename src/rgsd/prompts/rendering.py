@@ -17,9 +17,9 @@ from typing import Literal
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.sandbox import SandboxedEnvironment
 
 from rgsd.errors import ConfigError
+from rgsd.prompts.sandbox import Sandbox
 from rgsd.rubrics import Criterion, Rubric
 
 Place = Literal["user", "system"]
@@ -38,7 +38,12 @@ _HELP = (
 _PLACE = re.compile(r"\A\s*\{#-?\s*place:\s*(\S*?)\s*-?#\}")
 _PLACE_ANYWHERE = re.compile(r"\{#-?\s*place:")
 # Errors inside a template: jinja's own, and those of Python's operators and filters.
-_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
+_RENDER_ERRORS = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+MAX_SOURCE_BYTES = 1_000_000
+"""Largest file of a template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,14 @@ class Template:
         place: Where its text goes.
         n_lines: Its number of lines, for errors.
         compiled: The template.
+        environment: Its sandbox.
     """
 
     where: str
     place: Place
     n_lines: int
     compiled: jinja2.Template
+    environment: Sandbox
 
 
 def template_names() -> list[str]:
@@ -110,7 +117,12 @@ def template_source(template: str) -> str:
 
 def _file_text(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+        file = Path(path).expanduser()
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"template {path!r} is not a regular file: name a file")
+        if (size := file.stat().st_size) > MAX_SOURCE_BYTES:
+            raise ConfigError(f"template {path!r} has {size:,} bytes, {MAX_SOURCE_BYTES:,} are allowed: shorten it")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"template {path!r} cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
@@ -131,17 +143,17 @@ def load_template(template: str) -> Template:
 def _compile(source: str, where: str) -> Template:
     # Otherwise every prompt would end with the file's last newline.
     source = source.rstrip()
-    environment = SandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Sandbox()
     try:
         tree = environment.parse(source, where, where)
         _check_names(tree, where)
-        code = environment.compile(source, where, where)
+        code = environment.compile(environment.limited(tree), where, where)
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deep: simplify it") from error
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"{where}, line {error.lineno}: {error.message}. Fix it: {_HELP}") from error
     compiled = environment.template_class.from_code(environment, code, environment.make_globals(None))
-    return Template(where, _place(source, where), source.count("\n") + 1, compiled)
+    return Template(where, _place(source, where), source.count("\n") + 1, compiled, environment)
 
 
 def _check_names(tree: nodes.Template, where: str) -> None:
@@ -212,8 +224,12 @@ def render(
     """
     criteria = [] if rubric is None else _shown_criteria(rubric, show_weights)
     try:
-        rendered = template.compiled.render(
-            question=question, criteria=criteria, rubric="\n".join(c.line for c in criteria), reference=reference
+        rendered = template.environment.render(
+            template.compiled,
+            question=question,
+            criteria=criteria,
+            rubric="\n".join(c.line for c in criteria),
+            reference=reference,
         )
     except _RENDER_ERRORS as error:
         line = _error_line(error, template)

@@ -19,6 +19,7 @@ import yaml
 
 from rgsd.errors import ConfigError
 from rgsd.progress import say
+from rgsd.rows import BadRow, read_yaml
 from rgsd.settings import setting
 
 ALIASES = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero": "zero2"}
@@ -80,7 +81,12 @@ def accelerate_arguments(launch: LaunchConfig, command: str, argv: Sequence[str]
     from accelerate.commands.launch import launch_command_parser
 
     file = config_file(launch.accelerate_config or "ddp")
-    settings = yaml.safe_load(file.read_text("utf-8"))
+    try:
+        settings = read_yaml(file)
+    except (OSError, BadRow, yaml.YAMLError) as error:
+        raise ConfigError(f"accelerate_config {file} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"accelerate_config {file} must be a mapping, as `accelerate config` writes it")
     # Numbers in a user's file count. Those in TRL's files are examples: 8 processes on 1 machine.
     is_own_file = launch.accelerate_config is not None and Path(launch.accelerate_config).is_file()
     machines = launch.num_machines or (settings.get("num_machines", 1) if is_own_file else 1)
