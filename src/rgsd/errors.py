@@ -11,6 +11,7 @@
     ├── TrainingDiverged      a loss, gradient or weight that is not a finite number
     ├── Interrupted           a run that was told to stop, and stopped after saving
     └── JudgeError            a judge that cannot be reached, asked or afforded
+        ├── JudgeUnreachable  a judge that did not answer a test call
         └── BudgetExhausted   the judge's budget is spent; what was judged is kept
 
 Each message says what it got, what it wanted, and what to do.
@@ -61,6 +62,10 @@ class Interrupted(RGSDError):
 
 class JudgeError(RGSDError):
     """A judge that cannot be reached, asked or afforded. A single failed judgement is no error: it is unscored."""
+
+
+class JudgeUnreachable(JudgeError):
+    """A judge that did not answer a test call."""
 
 
 class BudgetExhausted(JudgeError):

@@ -5,9 +5,10 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.openai_server import OpenAIServer, asked_ids
 
 from rgsd.cli.judge import main
-from rgsd.errors import ConfigError, DataError, JudgeError, UsageError
+from rgsd.errors import ConfigError, DataError, JudgeError, JudgeUnreachable, UsageError
 from rgsd.evaluation import agreement as module
 from rgsd.evaluation.agreement import check, check_file, sampled
 from rgsd.evaluation.agreement_words import show
@@ -421,6 +422,33 @@ def test_one_mode_that_fails_does_not_lose_the_other(tmp_path, monkeypatch, caps
     with pytest.raises(JudgeError, match="per_criterion"):
         main(["check", str(path), "--judge", "openai/x"])
     assert "agreement with the majority" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("rgsd.judges.llm.TEST_SECONDS", 0.5)
+    rows = [{"prompt": "Cough?", "response": "Rest.", "criterion": "Advises rest.", "met": True}]
+    path = write(tmp_path / "mine.jsonl", rows)
+    with OpenAIServer(lambda request: "", script=["hang"] * 10) as server:
+        config = JudgeConfig(judge="x", judge_api_base=server.url, judge_cache=str(tmp_path / "c.sqlite"))
+        with pytest.raises(JudgeUnreachable, match="no reply within"):
+            check_file(path, config)
+        assert len(server.records()) == 1
+
+
+def test_the_cache_still_answers_for_a_server_that_is_down(tmp_path, monkeypatch):
+    rows = [{"prompt": "Cough?", "response": "Rest.", "criterion": "Advises rest.", "met": True}]
+    path = write(tmp_path / "mine.jsonl", rows)
+
+    def answer(request):
+        (asked,) = asked_ids(request) or ["test"]
+        return json.dumps({"id": asked, "reason": "it does", "met": True})
+
+    with OpenAIServer(answer) as server:
+        config = JudgeConfig(judge="x", judge_api_base=server.url, judge_cache=str(tmp_path / "c.sqlite"))
+        check_file(path, config, modes=["per_criterion"])
+    table = check_file(path, config)
+    assert [m["mode"] for m in table["modes"]] == ["per_criterion"]
+    assert "did not answer a test call" in table["failures"]["batched"]
 
 
 def test_the_table_prints(capsys):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rgsd.errors import ConfigError, DataError, JudgeError
+from rgsd.errors import ConfigError, DataError, JudgeError, JudgeUnreachable
 from rgsd.evaluation import statistics
 from rgsd.evaluation.agreement_words import SIGNS, sentences
 from rgsd.evaluation.samples import is_met
@@ -26,6 +26,7 @@ from rgsd.evaluation.statistics import (
 from rgsd.judges import Judge, JudgeConfig, Usage, build_judge, try_out
 from rgsd.judges.config import MODES
 from rgsd.judges.labelled import Labelled, LabelledSet, group, read_labelled
+from rgsd.judges.llm import LLMJudge
 from rgsd.progress import counting, say
 from rgsd.settings import setting
 
@@ -181,6 +182,11 @@ def _judge_all(judges: Mapping[str, Judge], items: Sequence[Labelled]) -> tuple[
             judged.append(_judge(mode, judge, items))
         except JudgeError as error:
             errors[mode] = error
+            if isinstance(error, JudgeUnreachable):
+                # One server serves all modes: waiting for it once is enough.
+                for other in judges.values():
+                    if isinstance(other, LLMJudge):
+                        other.assume_unreachable(error)
     if not judged:
         raise next(iter(errors.values()))
     return judged, {mode: str(error) for mode, error in errors.items()}

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rgsd.errors import ConfigError, JudgeError
+from rgsd.errors import ConfigError, JudgeError, JudgeUnreachable
 from rgsd.inference.accounting import Budget, Prices, RequestLedger, Usage, listed_model
 from rgsd.inference.chat import Account, Bound, ChatClient, RetryPolicy
 from rgsd.inference.replies import ChatFault, ChatReply, Problem
@@ -158,6 +158,7 @@ class LLMJudge:
         self._cache = ReplyCache(path) if path else None
         self._wait_is_announced = False
         self._is_tested, self._test_lock = True, asyncio.Lock()
+        self._unreachable: JudgeUnreachable | None = None
         # A command that fails must still write the replies that are in memory.
         atexit.register(self.close)
 
@@ -193,9 +194,13 @@ class LLMJudge:
         """
         if not self.config.judge_test_call:
             return
-        self._is_tested = False
+        self._is_tested, self._unreachable = False, None
         if not lazily:
             self._client.run(lambda _: self._test(), [None], lambda *_: None, drain=False)
+
+    def assume_unreachable(self, error: JudgeUnreachable) -> None:
+        """Answer from the cache alone: another judge on this server got no answer. Any other request raises `error`."""
+        self._is_tested, self._unreachable = False, error
 
     def record_requests(self, path: Path, label: str = "") -> None:
         """Record all further requests in a ledger.
@@ -363,6 +368,8 @@ class LLMJudge:
                 return
             self._is_tested = True
             try:
+                if self._unreachable is not None:
+                    raise self._unreachable
                 await self._try_call()
             except JudgeError as error:
                 self._client.stop(error)  # so that requests that wait for the test are not sent
@@ -420,9 +427,9 @@ class LLMJudge:
             )
         return None
 
-    def _no_answer(self, why: str) -> JudgeError:
+    def _no_answer(self, why: str) -> JudgeUnreachable:
         where = without_url_credentials(self.config.judge_api_base) if self.config.judge_api_base else "its provider"
-        return JudgeError(
+        return JudgeUnreachable(
             f"the judge {self.model!r} at {where} did not answer a test call ({why}). Check judge, judge_api_base and "
             "that the server is up, then run again; for a slow judge, judge_test_call false skips this call"
         )
