@@ -10,11 +10,13 @@ from peft import LoraConfig, get_peft_model
 
 from rgsd import models
 from rgsd.cli import main
+from rgsd.errors import RGSDError
 from rgsd.evaluation.arms import evaluate_arm
 from rgsd.evaluation.samples import read_samples
 from rgsd.inference import Response, SamplingConfig, TransformersGenerator, response_keys
 from rgsd.judges import ChecksJudge
 from rgsd.prompts.messages import student_messages
+from rgsd.report.facts import read
 from rgsd.rubrics import Rubric
 from rgsd.runs import RESPONSES, SAMPLES, SET_ASIDE, create_run, open_run
 
@@ -211,6 +213,28 @@ def test_training_gone_on_with_reports_the_policy_that_it_ended_with(world, caps
     evaluated = world / "eval"
     assert main(["eval", str(world / "run"), "--output_dir", str(evaluated), "--max_new_tokens", "8"]) == 0
     assert responses(world / "run", "trained") == responses(evaluated, "trained")
+
+
+@pytest.mark.integration
+def test_a_resumed_run_that_stops_again_reports_no_policy_that_is_gone(world, monkeypatch, capsys):
+    recipe = ["train", "--config", str(world / "recipe.yaml"), "--save_strategy", "steps", "--save_steps", "2"]
+    assert main(recipe) == 0
+    # Resumed with nothing left to do, it keeps what it has.
+    assert main([*recipe, "--resume_from_checkpoint", "true"]) == 0
+    assert "set aside" not in capsys.readouterr().out
+    assert read([str(world / "run")]).runs[0].role("trained") is not None
+
+    def stop(*args):
+        raise RGSDError("stopped")
+
+    monkeypatch.setattr("rgsd.workflows.train.save_policy", stop)
+    assert main([*recipe, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 1
+    said = capsys.readouterr().out
+    assert "trained: set aside 4 stored responses and 4 samples" in said
+    assert "of an earlier step" in said
+    (facts,) = read([str(world / "run")]).runs
+    assert facts.role("trained") is None
+    assert facts.role("base") or [a.name for a in facts.arms if a.name == "base"]
 
 
 @pytest.mark.integration

@@ -96,13 +96,14 @@ def respond(
     return stored
 
 
-def set_aside_stale(run: Run, arm: str, keys: Mapping[str, ResponseKey]) -> None:
+def set_aside_stale(run: Run, arm: str, keys: Mapping[str, ResponseKey], reason: str = "") -> None:
     """Move an arm's responses and samples that no longer count to set-aside.jsonl, and report their number.
 
     Args:
         run: The run.
         arm: The arm.
         keys: The keys of the responses that count, by example. All others of this arm are stale.
+        reason: Why they do not count. By default each response's key says it.
     """
     current = {i: asdict(key) for i, key in keys.items()}
 
@@ -117,8 +118,8 @@ def set_aside_stale(run: Run, arm: str, keys: Mapping[str, ResponseKey]) -> None
     ]
     if not responses and not samples:
         return
-    why = Counter(_reason(r.key, current.get(r.example_id)) for r in responses)
-    why = why or Counter(_reason(s.response_key, current.get(s.example_id)) for s in samples)
+    why = Counter(reason or _reason(r.key, current.get(r.example_id)) for r in responses)
+    why = why or Counter(reason or _reason(s.response_key, current.get(s.example_id)) for s in samples)
     # Samples first: a kill between the two never leaves a sample without its response.
     n_samples = run.set_aside(
         SAMPLES, lambda row: row["arm"] == arm and is_stale(row["example_id"], row.get("response_key"))
@@ -128,7 +129,7 @@ def set_aside_stale(run: Run, arm: str, keys: Mapping[str, ResponseKey]) -> None
     )
     say(
         f"{arm}: set aside {n_responses} stored responses and {n_samples} samples (in {SET_ASIDE}): "
-        + ", ".join(f"{n} {reason}" for reason, n in why.most_common())
+        + ", ".join(f"{n} {each}" for each, n in why.most_common())
     )
 
 

@@ -1,4 +1,4 @@
-"""Logging of a training run: metrics.jsonl and the terminal."""
+"""What a training run keeps of its steps in its folder: metrics.jsonl, and no results of earlier steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from rgsd.evaluation.responses import set_aside_stale
 from rgsd.progress import Steps
 from rgsd.runs import METRICS, Run
 
@@ -41,6 +42,23 @@ class RunLog(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the live view."""
         self._steps.close()
+
+
+class OutdatedResults(TrainerCallback):
+    """Sets aside what the trained policy of an earlier step wrote, as soon as a resumed run takes another step.
+
+    Otherwise a run that stops again would report the earlier policy's scores as its own.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._is_done = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set them aside before the first step."""
+        if not self._is_done:
+            set_aside_stale(self._run, "trained", {}, "of an earlier step")
+            self._is_done = True
 
 
 def use_plain_progress(trainer: Any) -> None:

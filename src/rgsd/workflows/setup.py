@@ -32,7 +32,7 @@ from rgsd.training.sft import RubricSFTTrainer, sample_conditioned
 from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows.opening import OpenedRun
 from rgsd.workflows.recipe import Recipe
-from rgsd.workflows.run_log import RunLog, use_plain_progress
+from rgsd.workflows.run_log import OutdatedResults, RunLog, use_plain_progress
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _build_trainer(job: Job, model: Any, tokenizer: Any, written: dict[str, str]
         "args": args,
         "processing_class": tokenizer,
         "peft_config": get_peft_config(recipe.model),
-        "callbacks": [RunLog(job.run)] if recipe.is_main else [],
+        "callbacks": [RunLog(job.run), OutdatedResults(job.run)] if recipe.is_main else [],
     }
     if recipe.kind == "grpo":
         check_judgeable(train_set, recipe.judge)

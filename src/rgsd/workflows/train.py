@@ -185,7 +185,7 @@ def _finish(job: Job, setup: Setup, trained: Any, samples: dict[str, list[Sample
     run, args = job.run, job.recipe.training
     run.settle()
     if not job.is_evaluated:
-        set_aside_stale(run, "trained", {})
+        set_aside_stale(run, "trained", {}, "of an earlier policy")
         return
     say("After training")
     weights = models.trained_identity(run.folder, setup.base_identity)
