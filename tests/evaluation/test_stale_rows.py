@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from conftest import stir_adapters, tiny_model, write_recipes
 from peft import LoraConfig, get_peft_model
 
@@ -12,6 +13,9 @@ from rgsd import models
 from rgsd.cli import main
 from rgsd.errors import RGSDError
 from rgsd.evaluation.arms import evaluate_arm
+from rgsd.evaluation.config import MeasureConfig
+from rgsd.evaluation.policies import policy_generator
+from rgsd.evaluation.run_ref import RunRef
 from rgsd.evaluation.samples import read_samples
 from rgsd.inference import Response, SamplingConfig, TransformersGenerator, response_keys
 from rgsd.judges import ChecksJudge
@@ -216,6 +220,23 @@ def test_training_gone_on_with_reports_the_policy_that_it_ended_with(world, caps
 
 
 @pytest.mark.integration
+def test_a_run_trained_again_in_another_precision_has_another_base(world):
+    assert main(["train", "--config", str(world / "recipe.yaml"), "--evaluate", "false"]) == 0
+    prompts = [[{"role": "user", "content": "What helps with a cough?"}]]
+
+    def key(policy):
+        return policy_generator(RunRef(str(world / "run"), policy), MeasureConfig(backend="transformers")).keys(prompts)
+
+    before = key("base"), key("trained")
+    config = world / "run" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(settings | {"dtype": "bfloat16"}))
+    assert [k.weights for k in key("base")] == [k.weights for k in before[0]]
+    assert key("base") != before[0]
+    assert key("trained") != before[1]
+
+
+@pytest.mark.integration
 def test_a_resumed_run_that_stops_again_reports_no_policy_that_is_gone(world, monkeypatch, capsys):
     recipe = ["train", "--config", str(world / "recipe.yaml"), "--save_strategy", "steps", "--save_steps", "2"]
     assert main(recipe) == 0
@@ -227,6 +248,10 @@ def test_a_resumed_run_that_stops_again_reports_no_policy_that_is_gone(world, mo
     def stop(*args):
         raise RGSDError("stopped")
 
+    explained = ["explain", str(world / "run"), "--keep", "true", "--output", str(world / "map.html")]
+    assert main(explained) == 0
+    assert len(read([str(world / "run")]).runs[0].maps) == 1
+    capsys.readouterr()
     monkeypatch.setattr("rgsd.workflows.train.save_policy", stop)
     assert main([*recipe, "--max_steps", "6", "--resume_from_checkpoint", "true"]) == 1
     said = capsys.readouterr().out
@@ -234,6 +259,7 @@ def test_a_resumed_run_that_stops_again_reports_no_policy_that_is_gone(world, mo
     assert "of an earlier step" in said
     (facts,) = read([str(world / "run")]).runs
     assert facts.role("trained") is None
+    assert facts.maps == []
     assert facts.role("base") or [a.name for a in facts.arms if a.name == "base"]
 
 

@@ -70,7 +70,9 @@ def policy_generator(ref: RunRef, settings: MeasureConfig) -> Generator:
     if settings.backend == "vllm":
         generation = vllm_settings(sampling, dtype=settings.dtype)
     else:
-        generation = transformers_settings(sampling, dtype=settings.dtype, attention=settings.attn_implementation)
+        generation = transformers_settings(
+            sampling, dtype=_dtype(ref, settings), attention=settings.attn_implementation
+        )
     tokenizer: list[Any] = []
 
     def keys(prompts: Sequence[Conversation]) -> list[ResponseKey]:
@@ -80,6 +82,13 @@ def policy_generator(ref: RunRef, settings: MeasureConfig) -> Generator:
         return response_keys(weights, generation, tokens, settings.temperature)
 
     return _DeferredGenerator(ref.source, keys, lambda: _generator(ref, settings), built)
+
+
+def _dtype(ref: RunRef, settings: MeasureConfig) -> str:
+    """What the weights are loaded in. "auto" is the run's own dtype, and for a model what its files say."""
+    if not ref.is_run or settings.dtype != "auto":
+        return settings.dtype
+    return open_run(ref.source).settings.get("dtype") or "float32"
 
 
 def _identity(ref: RunRef, settings: MeasureConfig) -> str | None:
@@ -141,7 +150,7 @@ def load_policy(ref: RunRef, settings: MeasureConfig) -> tuple[Any, Any]:
             run = open_run(name)
             models.warn_of_ignored_trust(run, settings.trust_remote_code)
             name, revision = base_of(run), run.settings.get("model_revision") or "main"
-            dtype = (run.settings.get("dtype") or "float32") if dtype == "auto" else dtype
+            dtype = _dtype(ref, settings)
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
         tokenizer = models.load_tokenizer(name, **options)
         model = models.load_model(name, dtype=dtype, attn_implementation=settings.attn_implementation, **options)

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rgsd.evaluation.responses import set_aside_stale
-from rgsd.progress import Steps
-from rgsd.runs import METRICS, Run
+from rgsd.progress import Steps, say
+from rgsd.report import TOKEN_MAPS
+from rgsd.runs import METRICS, SET_ASIDE, Run
 
 
 class RunLog(TrainerCallback):
@@ -56,9 +57,12 @@ class OutdatedResults(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set them aside before the first step."""
-        if not self._is_done:
-            set_aside_stale(self._run, "trained", {}, "of an earlier step")
-            self._is_done = True
+        if self._is_done:
+            return
+        self._is_done = True
+        set_aside_stale(self._run, "trained", {}, "of an earlier step")
+        if n := self._run.set_aside(TOKEN_MAPS, lambda row: row.get("policy") == "trained"):
+            say(f"trained: set aside {n} token maps (in {SET_ASIDE}): of an earlier step")
 
 
 def use_plain_progress(trainer: Any) -> None:
