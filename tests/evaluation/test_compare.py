@@ -367,7 +367,7 @@ def test_few_prompts_get_no_verdict(tmp_path, n):
     assert found["conclusion"] == "too few prompts to say"
     said = "\n".join(table["sentences"])
     assert "is better than" not in said
-    assert said.count("too few prompts to say") == 2  # under either judge
+    assert said.count("too few prompts to say") == 4  # under either judge, of tags and of the ranking
 
 
 # The second judge.
@@ -401,6 +401,20 @@ def test_a_second_judge_that_agrees_keeps_the_ranking(world, tmp_path):
     assert new[1]["replies"] == ["raw"]
     assert new[1]["verdicts"][0]["tags"] == ["axis:accuracy"]
     assert json.loads((Path(better) / "run.json").read_text())["status"] == "finished"
+
+
+def test_few_prompts_give_no_verdict_on_tags_or_rankings(tmp_path):
+    examples = [example(i) for i in range(29)]
+    write_data(tmp_path, examples)
+    worse = write_run(tmp_path / "worse", [row_of(e, "rest") for e in examples])
+    better = write_run(tmp_path / "better", [row_of(e, "rest and tea") for e in examples])
+    table = compare_runs([worse, better], second=by_second(ScriptedJudge()))
+    said = "\n".join(table["sentences"])
+    assert any(g["p_holm"] < 0.05 for d in table["differences"] for g in d["criteria_by_tag"])
+    for verdict in ("significant", "survive", "is better", "under both judges"):
+        assert verdict not in said
+    assert "too few prompts to say whether in any tag by more than chance" in said
+    assert "ranks them better > worse (29 prompts): too few prompts to say if that holds" in said
 
 
 def test_a_second_judge_that_says_the_opposite_turns_the_ranking(world):

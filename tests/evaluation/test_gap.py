@@ -51,7 +51,7 @@ def gap_of(mean, low, high, n, **more):
     [
         (gap_of(0.4, 0.3, 0.5, 40), "Training can pay off"),
         (gap_of(0.4, 0.3, 0.5, 8), "too few prompts to say whether training will pay off"),
-        (gap_of(0.0, -0.1, 0.1, 40), "Training will not pay off"),
+        (gap_of(0.0, -0.1, 0.1, 40), "Nothing shows that training will pay off"),
         (gap_of(-0.3, -0.4, -0.2, 40), "Training will not pay off"),
         (gap_of(0.4, 0.3, 0.5, 40, leak_rate=0.5), "Do not train like this"),
     ],
@@ -60,4 +60,6 @@ def test_the_advice_says_no_more_than_the_interval(gap, said):
     told = "\n".join(advice(gap, "cover", None, {"n_choice": 20, "n_report": 21}))
     assert said in told
     assert "chosen on 20 prompts; its gap below is from the other 21" in told
-    assert ("beats another prompt's" in told) == (said in ("Training can pay off", "Do not train like this"))
+    assert ("The right rubric beats another prompt's" in told) == (
+        said in ("Training can pay off", "Do not train like this")
+    )

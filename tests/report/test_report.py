@@ -164,7 +164,9 @@ def test_a_supervised_control_has_its_own_cost_and_name(tmp_path):
 
 def test_a_rubric_worth_nothing_is_said_to_teach_nothing(tmp_path):
     arms = [arm_rows(n, [0.5, 0.4, 0.6] * 10) for n in ("base", "base+rubric", "trained")]
-    assert "the teacher had nothing to teach" in page_of(made(tmp_path / "r", *arms)).words
+    assert "not shown that the teacher had anything to teach" in page_of(made(tmp_path / "r", *arms)).words
+    arms[1] = arm_rows("base+rubric", [0.1, 0.0, 0.2] * 10)
+    assert "the teacher had nothing to teach" in page_of(made(tmp_path / "worse", *arms)).words
 
 
 def test_leaks_are_counted_and_marked(tmp_path):

@@ -43,11 +43,16 @@ def conclude(difference: Difference | None, *, above: float = 0.0) -> Conclusion
         DataError: If the difference or its interval is not finite.
     """
     _, low, high, n = _parts(difference)
-    if low is None or high is None or n < LEAST_FOR_A_VERDICT:
+    if low is None or high is None or not is_enough(n):
         return Conclusion.TOO_FEW
     if low > above:
         return Conclusion.BETTER
     return Conclusion.WORSE if high < above else Conclusion.NOT_SHOWN
+
+
+def is_enough(n_prompts: int) -> bool:
+    """Whether so many prompts carry a verdict of any kind."""
+    return n_prompts >= LEAST_FOR_A_VERDICT
 
 
 def is_shown(difference: Difference | None) -> bool:

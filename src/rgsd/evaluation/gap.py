@@ -300,9 +300,11 @@ def _gap_sentences(gaps: Mapping[str, Any], best: str) -> list[str]:
             f"training will pay off; a verdict takes at least {LEAST_FOR_A_VERDICT}."
         ]
     if conclusion is not Conclusion.BETTER:
+        is_worse = conclusion is Conclusion.WORSE
         return [
-            f"Training will not pay off: the rubric in the prompt is worth {worth} to this model: {conclusion}. The "
-            "teacher has nothing to teach. Try another template, a larger model, or a warm start."
+            f"{'Training will not pay off' if is_worse else 'Nothing shows that training will pay off'}: the rubric in "
+            f"the prompt is worth {worth} to this model: {conclusion}. Try another template, a larger model, or a warm "
+            "start."
         ]
     if copies < MOST_COPIES:
         first = f"Training can pay off: the rubric in the prompt is worth {worth} to this model with template {best!r}."
@@ -320,7 +322,7 @@ def _gap_sentences(gaps: Mapping[str, Any], best: str) -> list[str]:
         return [first, f"The right rubric beats another prompt's rubric by {points(specific)}."]
     return [
         first,
-        f"Another prompt's rubric does about as well (the right one: {points(specific)}): the gain would come from "
+        f"Nothing shows that the right rubric beats another prompt's ({points(specific)}): the gain may come from "
         "having any rubric. Train the control too (--privileged_context mismatched).",
     ]
 

@@ -484,8 +484,10 @@ def verdict(facts: RunFacts) -> list[str]:
                     sentences[-1] += f" Without the rubric, {after.name} reaches {100 * share:.0f} % of it."
             case Conclusion.TOO_FEW:
                 sentences.append(f"{worth}: {Conclusion.TOO_FEW}.")
+            case Conclusion.WORSE:
+                sentences.append(f"{worth}, so the teacher had nothing to teach.")
             case conclusion:
-                sentences.append(f"{worth} ({conclusion}), so the teacher had nothing to teach.")
+                sentences.append(f"{worth}: {conclusion}, so it is not shown that the teacher had anything to teach.")
     return sentences + _caveats(facts, gain, after)
 
 

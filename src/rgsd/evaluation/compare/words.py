@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rgsd.evaluation.conclusions import Conclusion, conclude, describe, is_shown, points, verdict_sentence
+from rgsd.evaluation.conclusions import Conclusion, conclude, describe, is_enough, is_shown, points, verdict_sentence
 from rgsd.evaluation.summaries import MOST_PAIRS, gains_view, score_cells, tokens_cell
 from rgsd.progress import say
 
@@ -45,10 +45,10 @@ def _difference_sentences(table: Mapping[str, Any]) -> list[str]:
         parts = [f"gained most in {', '.join(best)}"] if best else []
         parts += [f"lost most in {', '.join(worst)}"] if worst else []
         clear = sum(g["p_holm"] < 0.05 for g in groups)
-        lines.append(
-            f"  By tag it {' and '.join(parts)}; {clear} of {len(table['criteria_by_tag'])} tags are significant after "
-            "Holm's correction (p < 0.05)."
-        )
+        verdict = f"{clear} of {len(table['criteria_by_tag'])} tags are significant after Holm's correction (p < 0.05)"
+        if conclude(gain) is Conclusion.TOO_FEW:
+            verdict = f"{Conclusion.TOO_FEW} whether in any tag by more than chance"
+        lines.append(f"  By tag it {' and '.join(parts)}; {verdict}.")
     return [*lines, *_length_sentences(table)]
 
 
@@ -90,7 +90,9 @@ def _second_sentences(second: Mapping[str, Any], table: Mapping[str, Any]) -> li
     if second["rankings"] is None:
         return [*lines, "  No prompt was scored by both judges in all runs: the ranking cannot be compared."]
     order = " > ".join(second["rankings"][second["judge"]])
-    if second["is_ranking_kept"]:
+    if not is_enough(second["n_prompts"]):
+        lines.append(f"  It ranks them {order} ({second['n_prompts']:,} prompts): {Conclusion.TOO_FEW} if that holds.")
+    elif second["is_ranking_kept"]:
         lines.append(f"  The ranking survives it: {order} ({second['n_prompts']:,} prompts).")
     else:
         before = " > ".join(second["rankings"][table["judge"]])
