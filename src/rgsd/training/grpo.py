@@ -50,12 +50,13 @@ class RubricGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         settle_device(self)
-        super().__post_init__()
+        # Before TRL's own check, which does not name the setting.
         if (self.num_generations or 0) < 2:
             raise ConfigError(
                 f"num_generations is {self.num_generations}, but GRPO compares responses to the same prompt: use at "
                 "least 2 (the paper uses 16)"
             )
+        super().__post_init__()
 
     def prompt_settings(self) -> PromptSettings:
         """The settings of the prompt of `base+rubric` in the evaluation."""
