@@ -101,8 +101,10 @@ def run(
     output.unlink(missing_ok=True)
     process = CONTEXT.Process(target=_run, args=(argv, place, nth, signal_number, str(output)))
     process.start()
-    process.join(120)
-    assert process.exitcode is not None, "still running"
+    process.join(LONGEST)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode is not None, f"still running after {LONGEST} s: {output.read_text()[-2000:]}"
     return process.exitcode, output.read_text()
 
 
@@ -148,6 +150,8 @@ def make_world(folder: Path, tokenizer: Any, **settings: Any) -> Path:
     return path
 
 
+LONGEST = 600
+"""Seconds that a command may take: seconds on an idle machine, minutes on a busy one."""
 # What is a measure of time or names the folder cannot be equal.
 TIMED = ("time", "seconds", "runtime", "per_second", "step_time", "dollars")
 
@@ -157,13 +161,16 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(run_folder: Path, last_step: int) -> dict[str, Any]:
-    """Everything in a run's folder that must not depend on interruptions."""
+    """Everything in a run's folder that must not depend on interruptions.
+
+    Tensors are copied: those of `load_file` are mapped from the file, and would follow what a test does to it.
+    """
     checkpoint = run_folder / f"checkpoint-{last_step}"
     tensors: dict[str, Any] = {}
     for file in [*run_folder.glob("model/*.safetensors"), *run_folder.glob("adapter/*.safetensors")]:
-        tensors |= {f"{file.name}:{n}": t for n, t in load_file(file).items()}
+        tensors |= {f"{file.name}:{n}": t.clone() for n, t in load_file(file).items()}
     for file in checkpoint.glob("*.safetensors"):
-        tensors |= {f"checkpoint:{file.name}:{n}": t for n, t in load_file(file).items()}
+        tensors |= {f"checkpoint:{file.name}:{n}": t.clone() for n, t in load_file(file).items()}
     for file in ("optimizer.pt", "scheduler.pt"):
         tensors |= _flat(file, torch.load(checkpoint / file, weights_only=True))
     for file in checkpoint.glob("rng_state*.pth"):
