@@ -1,10 +1,14 @@
 """No credential reaches a file or a terminal, wherever it comes from and whatever a server returns."""
 
+import base64
+import html
 import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
+import jinja2
 import pytest
 import yaml
 from conftest import write_recipes
@@ -63,6 +67,18 @@ def test_rows_lose_known_values_and_nothing_else(monkeypatch):
     assert redact_known("correct horse, another-key-now") == "correct horse, ***"
     remember('with"quote')
     assert redact_known(json.dumps({"a": 'x with"quote y'})) == '{"a": "x *** y"}'
+
+
+def test_every_usual_spelling_of_a_known_value_is_masked(monkeypatch):
+    secret = "a/b+c&d<e>'f\"g\\h=1"
+    monkeypatch.setenv("ODD_API_KEY", secret)
+    spellings = [
+        secret, json.dumps(secret), json.dumps(secret).replace("/", "\\/"), quote(secret, safe=""),
+        quote(secret, safe="").lower(), html.escape(secret), str(jinja2.filters.escape(secret)),
+        base64.b64encode(secret.encode()).decode(), base64.urlsafe_b64encode(secret.encode()).decode(),
+    ]  # fmt: skip
+    for spelling in spellings:
+        assert redact_known(f"x {spelling} y").replace('"', "").replace("=", "") == "x *** y", spelling
 
 
 def test_short_values_are_not_taken_for_credentials(monkeypatch):

@@ -14,6 +14,7 @@ Known credentials are the environment variables whose names end as in `_ENV_ENDI
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
@@ -188,9 +189,15 @@ def _in_url(url: str) -> list[str]:
 
 
 def _spellings(secret: str) -> set[str]:
-    """A secret as it is, as JSON writes it, and as a URL does."""
-    return {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe=""),
-            unquote(secret)}  # fmt: skip
+    """A secret as it is, and as JSON, a URL, HTML and base64 write it."""
+    data = secret.encode("utf-8", "surrogatepass")
+    encoded = {base64.b64encode(data).decode().rstrip("="), base64.urlsafe_b64encode(data).decode().rstrip("=")}
+    lower = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), quote(secret, safe="", errors="surrogatepass"))
+    return encoded | {
+        secret, json.dumps(secret)[1:-1], json.dumps(secret)[1:-1].replace("/", "\\/"),
+        json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="", errors="surrogatepass"), lower,
+        unquote(secret), html.escape(secret), html.escape(secret).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    }  # fmt: skip
 
 
 _cached: tuple[frozenset[str], re.Pattern[str] | None] = (frozenset(), None)

@@ -424,6 +424,23 @@ def open_run(folder: str | Path, *, finished: bool = False) -> Run:
     return Run(path, meta, settings or {})
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run that holds one object; {} if there is none.
+
+    Raises:
+        RunError: If it is damaged.
+    """
+    try:
+        found = loads(path.read_bytes()) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise BadRow(f"expected an object, got {type(found).__name__}")
+    except (OSError, BadRow) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}): restore it, or delete it and run again what wrote it"
+        ) from error
+    return found
+
+
 _HELD: dict[Path, IO[str]] = {}
 """The run folders that this process writes to. The system releases a lock when its process ends, even by SIGKILL."""
 

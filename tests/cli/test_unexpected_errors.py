@@ -49,6 +49,19 @@ def test_an_unexpected_error_is_one_line_a_log_and_70(broken, tmp_path, capsys):
     assert KEY not in text
 
 
+@pytest.mark.parametrize(("stop", "code"), [("no such device", 1), (3, 3), (0, 0), (None, 0)])
+def test_a_library_that_exits_is_no_success(broken, capsys, stop, code):
+    broken(SystemExit(stop))
+    assert main(["data", "x"]) == code
+    assert ("no such device" in capsys.readouterr().err) == (stop == "no such device")
+
+
+def test_a_broken_pipe_elsewhere_is_no_success(broken, capsys):
+    broken(BrokenPipeError(32, "Broken pipe"))  # of a socket or a worker: standard output is whole
+    assert main(["data", "x"]) == UNEXPECTED
+    assert "BrokenPipeError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_debug_prints_the_traceback(broken, capsys, place):
     broken(KeyError("lost"))

@@ -211,6 +211,16 @@ def test_lines_are_trimmed_whole(tmp_path):
     assert trim_lines(tmp_path / "none.jsonl", lambda row: True) == 0
 
 
+@pytest.mark.parametrize(
+    "line", ["{oops", "[1]", "{}", '{"step": "x"}', "7", '{"step": ' + "9" * 5000 + "}", "[" * 90_000]
+)
+def test_a_damaged_line_is_named_when_lines_are_trimmed(tmp_path, line):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"step": 1}\n' + line + "\n" + '{"step": 3, "loss": NaN}\n')
+    with pytest.raises(RunError, match=r"rows\.jsonl, line 2"):
+        trim_lines(file, lambda row: row["step"] < 3)
+
+
 def test_another_model_or_other_data_cannot_go_on(tmp_path, tokenizer, capsys):
     from conftest import tiny_model
 

@@ -96,18 +96,19 @@ def _run(name: str, args: list[str], *, is_debug: bool) -> int:
     try:
         command: Callable[[list[str]], int] = import_module(f"rgsd.cli.{name}").main
         return command(args)
-    except SystemExit as stop:  # --help
-        return stop.code if isinstance(stop.code, int) else 0
+    except SystemExit as stop:  # --help; a library may pass its error's text instead of a code
+        if isinstance(stop.code, str):
+            return fail(stop.code, 1)
+        return stop.code or 0
     except UsageError as error:
         return fail(str(error), 2)
     except RGSDError as error:
         return fail(str(error), 143 if isinstance(error, Interrupted) else 1)
-    except BrokenPipeError:  # the reader has gone, as in `rgsd data X | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Exception as error:  # the last resort: one line for the user, the traceback in a file
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():  # as in `rgsd data X | head`
+            return 0
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return fail(
                 f"cannot write {error.filename or 'a file'}: {error.strerror}. Free some space or choose another "
@@ -120,6 +121,22 @@ def _run(name: str, args: list[str], *, is_debug: bool) -> int:
         return fail(
             f"unexpected {type(error).__name__}: {redact(first)[:300]}. This is a bug in rgsd; {where}", UNEXPECTED
         )
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; output is discarded from then on."""
+    import select
+
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file of the system, as in a notebook
+        return False
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _without_debug(args: list[str]) -> tuple[list[str], bool]:

@@ -9,7 +9,6 @@ hint at everything gains under the first judge and not under the second.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,6 +27,7 @@ from rgsd.judges import Judge, JudgeConfig, build_judge, try_out
 from rgsd.judges.llm import LLMJudge, Question
 from rgsd.judges.prompt import UnusableReply, object_schema, verdict_id, whole_object
 from rgsd.progress import say
+from rgsd.runs import read_json
 from rgsd.settings import setting
 
 MAX_CLAIMS = 30
@@ -250,9 +250,8 @@ def audit(names: Sequence[str], judge_config: JudgeConfig, settings: AuditConfig
     findings: dict[str, Any] = {}
     for label, arm in arms:
         findings[label] = result = _audit_arm(label, arm, baseline, judges, settings)
-        path = arm.run.folder / AUDIT
-        stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        merged = {**stored.get(arm.name, {}), **result, "judge": judge_config.judge, "seed": settings.seed}
+        stored = read_json(arm.run.folder / AUDIT)
+        merged = {**(stored.get(arm.name) or {}), **result, "judge": judge_config.judge, "seed": settings.seed}
         arm.run.write(AUDIT, {**stored, arm.name: merged})
     return findings
 

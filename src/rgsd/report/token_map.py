@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from rgsd.prompts.messages import (
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, Decoder, align, prompt_opens_thinking
 from rgsd.report.facts import TOKEN_MAPS
 from rgsd.rubrics import Example
-from rgsd.runs import BASELINE, SPLIT, TRAINED, Run, hold, open_run
+from rgsd.runs import BASELINE, SPLIT, TRAINED, Run, hold, open_run, read_json
 from rgsd.settings import setting
 from rgsd.training.loss import DivergenceSpec, divergence
 
@@ -255,8 +254,7 @@ def _chosen(example_id: str | None, examples: Mapping[str, Example], run: Run | 
 
 
 def _split(run: Run | None) -> dict[str, list[str]]:
-    path = None if run is None else run.folder / SPLIT
-    return json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
+    return {} if run is None else read_json(run.folder / SPLIT)
 
 
 def _teacher(

@@ -24,6 +24,7 @@ from filelock import FileLock
 from rgsd.errors import RunError
 from rgsd.progress import say
 from rgsd.redaction import redact_known
+from rgsd.rows import BadRow, loads
 from rgsd.runs import RECORD
 
 MANIFEST = "manifest.json"
@@ -285,12 +286,21 @@ def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
 
     Returns:
         The number of rows dropped.
+
+    Raises:
+        RunError: If a line is damaged, or lacks what `keep` looks for.
     """
     if not path.is_file():
         return 0
     kept, dropped = [], 0
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        if line and not keep(json.loads(line.decode("utf-8", "surrogatepass"))):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            is_dropped = bool(line) and not keep(loads(line, lenient=True))
+        except (BadRow, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}, line {number}: {error!r}: the line is damaged. Remove it, then run the same command again"
+            ) from error
+        if is_dropped:
             dropped += 1
         else:
             kept.append(line + b"\n")

@@ -7,7 +7,6 @@ trained policy scores above its twin is what the right rubric added.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from rgsd.inference import ResponseKey
 from rgsd.progress import say
 from rgsd.prompts.messages import SHOWS_RUBRIC
 from rgsd.rubrics import Example
-from rgsd.runs import CONTROL_ARM, RESPONSES, RESULTS, SAMPLES, SPLIT, TRAINED_CONTROL, TWIN, Run, open_run
+from rgsd.runs import CONTROL_ARM, RESPONSES, RESULTS, SAMPLES, SPLIT, TRAINED_CONTROL, TWIN, Run, open_run, read_json
 from rgsd.workflows.recipe import Recipe
 
 
@@ -115,4 +114,4 @@ def write_results(run: Run, judge: str, seed: int) -> None:
 
 
 def _held_out(folder: Path) -> list[str]:
-    return json.loads((folder / SPLIT).read_text("utf-8"))["held_out"]
+    return read_json(folder / SPLIT)["held_out"]
