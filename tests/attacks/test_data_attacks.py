@@ -3,7 +3,7 @@ an unscored verdict, within seconds."""
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -129,6 +129,19 @@ def test_a_check_nested_without_end_is_refused():
 def test_a_huge_response_is_unscored():
     with within(), pytest.raises(CheckUndecided, match="characters"):
         holds({"any": ["a"]}, "b" * (checks.MAX_TEXT_CHARS + 1))
+
+
+@pytest.mark.parametrize("kind", ["any", "all", "order", "negated", "affirmed"])
+def test_a_phrase_that_almost_matches_everywhere_costs_a_second(kind):
+    check = {kind: ["a " * 3000 + "b"]}
+    validate(check)
+    with within(), pytest.raises(CheckUndecided, match="shorten the phrase"):
+        holds(check, "a " * 200_000)
+    with within():
+        assert holds(check, "a " * 20_000) is False
+    many = {kind: [f"a {i}" for i in range(999)]}
+    with within(), suppress(CheckUndecided):
+        assert holds(many, "a " * 100_000) is False
 
 
 def test_many_slow_parts_share_one_limit():

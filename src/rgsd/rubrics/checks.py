@@ -54,6 +54,8 @@ MAX_TEXT_CHARS = 1_000_000
 """The longest text that is checked."""
 MAX_PATTERN_CHARS = 10_000
 """The longest regular expression or phrase."""
+MAX_EFFORT = 300_000_000
+"""The largest product of the lengths of a phrase and a text: about a second of searching at worst."""
 MAX_REPEATED = 100_000
 """The most items that a regular expression may require, after expanding its repeat counts, as compiling it does."""
 MAX_PARTS, MAX_DEPTH = 1_000, 20
@@ -231,7 +233,7 @@ def _count(of: Any, text: str, deadline: float) -> int:
 def _in_order(phrases: list[str], text: str, deadline: float) -> bool:
     position = 0
     for phrase in phrases:
-        _check_time(deadline)
+        _check_effort(phrase, text, deadline)
         match = _phrase(phrase).search(text, position)
         if match is None:
             return False
@@ -246,12 +248,23 @@ def _mentions(phrases: list[str], text: str, deadline: float, *, negated: bool) 
         # A phrase counts as negated after the first negation of its sentence. One search per sentence is linear.
         begin = len(sentence) + 1 if negation is None else negation.end()
         for phrase in phrases:
+            _check_effort(phrase, sentence, deadline)
             for match in _phrase(phrase).finditer(sentence):
                 if (match.start() >= begin) == negated:
                     return True
                 if not negated:
                     break  # the first one comes after the negation, so all do
     return False
+
+
+def _check_effort(phrase: str, text: str, deadline: float) -> None:
+    """Refuse a search that cannot be stopped and may take long: a phrase may almost match at every word of a text."""
+    _check_time(deadline)
+    if len(phrase) * len(text) > MAX_EFFORT:
+        raise CheckUndecided(
+            f"got a phrase of {len(phrase):,} and a text of {len(text):,} characters, together too long to search: "
+            "shorten the phrase"
+        )
 
 
 def holds(check: Mapping[str, Any], text: str) -> bool:
@@ -303,4 +316,5 @@ def _holds(check: Mapping[str, Any], text: str, deadline: float) -> bool:
 
 def _contains(phrase: str, text: str, deadline: float) -> bool:
     _check_time(deadline)
+    _check_effort(phrase, text, deadline)
     return _phrase(phrase).search(text) is not None
