@@ -73,7 +73,9 @@ class MeasureConfig:
     trust_remote_code: bool = setting(False, "Run code that ships with a model. Only for sources you trust.")
     template: str = setting("paper", "Template that shows the rubric: paper, cover, system, or a .jinja file.")
     show_weights: bool = setting(False, "Show each criterion's weight in the template.")
-    think_open_tag: str = setting(OPEN_TAG, "Opens the reasoning of a thinking model.")
+    think_open_tag: str = setting(
+        OPEN_TAG, "Opens the reasoning of a thinking model. A run's own tags count by default."
+    )
     think_close_tag: str = setting(CLOSE_TAG, "Closes it. Reasoning is removed before judging.")
     max_prompts: int | None = setting(None, "Evaluate on at most this many prompts, sampled with split_seed.")
     min_coverage: float = setting(0.95, "Fail if the judge scored a smaller share of an arm's criteria.")

@@ -13,7 +13,7 @@ from rgsd.errors import ConfigError, RGSDError, RunError
 from rgsd.evaluation.arms import check_coverage, evaluate_arm
 from rgsd.evaluation.config import MeasureConfig
 from rgsd.evaluation.policies import policy_generator
-from rgsd.evaluation.responses import references, stored_responses, think_tags_of
+from rgsd.evaluation.responses import THINK_TAGS, references, stored_responses, think_tags_of
 from rgsd.evaluation.run_ref import RunRef
 from rgsd.evaluation.samples import Sample
 from rgsd.evaluation.summaries import results
@@ -67,6 +67,7 @@ def evaluate_models(
     examples = examples_for(data, settings, on_all)
     judge = build_judge(judge_config)
     check_judgeable(examples, judge_config)
+    settings = with_tags_of(refs, settings)
     run = open_evaluation(names, data, judge_config, settings)
     run.note(kind="eval", roles=_roles(arms), held_out_fingerprint=fingerprint(examples), judge=judge.name)
     say(f"Measuring {', '.join(arms)} on {len(examples)} prompts, judge: {judge.name}")
@@ -97,6 +98,23 @@ def evaluate_models(
     for arm_samples in samples.values():
         check_coverage(arm_samples, settings.min_coverage)
     return run
+
+
+def with_tags_of(refs: Sequence[RunRef], settings: MeasureConfig) -> MeasureConfig:
+    """The settings with the think tags of the runs that are named, unless the settings have tags of their own.
+
+    Raises:
+        ConfigError: If the runs' tags differ.
+    """
+    if settings.think_tags != THINK_TAGS:
+        return settings
+    by_tags = {think_tags_of(open_run(r.source)): r.source for r in refs if r.is_run}
+    if len(by_tags) > 1:
+        listed = ", ".join(f"{source}: {' '.join(tags)}" for tags, source in by_tags.items())
+        raise ConfigError(f"the runs reason between different tags ({listed}): evaluate each in a command of its own")
+    for opening, closing in by_tags:
+        settings = dataclasses.replace(settings, think_open_tag=opening, think_close_tag=closing)
+    return settings
 
 
 def _arm_names(refs: Sequence[RunRef]) -> list[str]:

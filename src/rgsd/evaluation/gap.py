@@ -24,7 +24,7 @@ from rgsd.errors import ConfigError
 from rgsd.evaluation.arms import check_coverage, evaluate_arm
 from rgsd.evaluation.conclusions import LEAST_FOR_A_VERDICT, Conclusion, conclude, points
 from rgsd.evaluation.config import MeasureConfig
-from rgsd.evaluation.evaluate import examples_for, open_evaluation, prompts_for
+from rgsd.evaluation.evaluate import examples_for, open_evaluation, prompts_for, with_tags_of
 from rgsd.evaluation.policies import load_policy
 from rgsd.evaluation.responses import respond
 from rgsd.evaluation.run_ref import RunRef
@@ -111,6 +111,7 @@ def gap(
     judge = build_judge(judge_config) if is_judged else None
     if judge is not None:
         try_out(judge)  # before the model is loaded: a wrong key should not cost minutes
+    settings = with_tags_of([ref], settings)
     run = open_evaluation([name], data, judge_config, settings, asdict(gap_settings))
     roles = {"base": BASELINE}
     for template in gap_settings.templates:

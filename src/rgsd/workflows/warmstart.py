@@ -161,7 +161,7 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
 
     from rgsd import models
     from rgsd.data.config import load_split
-    from rgsd.models.adapters import saved_without_the_hub
+    from rgsd.models.adapters import saved_without_the_hub, use_float32_master_weights
 
     train_set = load_split(data).train
     rows = pairs(
@@ -190,6 +190,8 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
+        if n := use_float32_master_weights(trainer.model):
+            say(f"{n} half-precision parameters are trained in float32")
         run.begin()
         with saved_without_the_hub():
             trainer.train()
