@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from rgsd.cli import main
 from rgsd.cli.parsing import RecipeFile
 from rgsd.data import load
 from rgsd.errors import CheckUndecided, ConfigError, DataError, RunError, UsageError
@@ -283,6 +284,36 @@ def test_ordinary_aliases_are_read(tmp_path):
     (tmp_path / "recipe.yaml").write_text("data: bundled\na: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\n")
     values = RecipeFile.read(str(tmp_path / "recipe.yaml")).values
     assert (values["b"], values["c"]) == ({"x": [1, 2]}, {"x": [1, 2], "y": 3})
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf", "1e999", "infinity"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("train", "learning_rate"), ("train", "clip_threshold"), ("train", "held_out"), ("train", "judge_budget"),
+     ("train", "logging_steps"), ("grpo", "temperature"), ("sft", "temperature"), ("gap", "beta"),
+     ("eval", "top_p"), ("eval", "timeout"), ("explain", "loss_temperature"), ("audit", "min_coverage")],
+)  # fmt: skip
+def test_no_setting_is_nan_or_infinite(command, name, value, capsys, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"{name}: {value if value[-1].isdigit() else '.' + value[:4].lower()}\n")
+    assert main([command, "x", f"--{name}={value}"]) == 2
+    assert f"--{name}" in (said := capsys.readouterr().err)
+    assert "finite" in said
+    if value in ("nan", "inf", "1e999"):
+        assert main([command, "x", "--config", str(tmp_path / "recipe.yaml")]) == 2
+        assert "recipe.yaml:1: " in (said := capsys.readouterr().err)
+        assert "finite" in said
+
+
+def test_no_value_inside_a_setting_is_nan(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("data: bundled\nmodel_init_kwargs: {a: [1, .nan]}\n")
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 2
+    assert "recipe.yaml:2: model_init_kwargs holds NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weight", [10**400, -(10**400), 1e308, float("nan"), float("-inf")])
+def test_a_weight_without_measure_is_no_weight(weight):
+    with pytest.raises(DataError, match="weight"):
+        Criterion("Rest.", weight)
 
 
 def test_data_is_a_regular_file(tmp_path):

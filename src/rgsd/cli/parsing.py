@@ -7,11 +7,13 @@ Reading order: `Command` (what a command declares and gets back), `_words` (how 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -168,7 +170,33 @@ def _trl_parser(command: Command, classes: Sequence[type], recipe: RecipeFile, f
             hint = f". Usage: {command.usage}" if "required" in message else ""
             raise UsageError(f"{where}{message}{hint}")
 
-    return Parser(cast(Any, tuple(classes)), prog=f"rgsd {command.name}", add_help=False, allow_abbrev=False)
+    parser = Parser(cast(Any, tuple(classes)), prog=f"rgsd {command.name}", add_help=False, allow_abbrev=False)
+    for action in parser._actions:
+        if getattr(action.type, "__name__", "") == "float":  # float, or TRL's parser of a number or none
+            action.type = _finite(cast(Any, action.type))
+    return parser
+
+
+def _finite(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A setting's conversion that refuses NaN, which passes most checks of a range, and infinities."""
+
+    def parse(text: str) -> Any:
+        value = convert(text)
+        if _has_nonfinite(value):
+            raise ArgumentTypeError(f"expected a finite number, got {text!r}")
+        return value
+
+    parse.__name__ = "float"  # argparse names it in errors
+    return parse
+
+
+def _has_nonfinite(value: Any) -> bool:
+    """Whether a value of a recipe holds NaN or an infinity at any depth."""
+    if isinstance(value, Mapping):
+        return any(map(_has_nonfinite, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_nonfinite, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 # --- Words of the command line ------------------------------------------------------------------------------------
@@ -311,6 +339,10 @@ class RecipeFile:
             if is_word:
                 words.append(f"--{name}={value}")
             else:
+                if _has_nonfinite(value):
+                    raise UsageError(
+                        f"{self.path}:{self.lines.get(name, 1)}: {name} holds NaN or infinity: use finite numbers"
+                    )
                 others[name] = value
         return words, others
 

@@ -53,7 +53,8 @@ class Criterion:
             raise DataError(f"a criterion's text must be a non-empty string, got {self.text!r}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise DataError(f"a criterion's weight must be a number, got {self.weight!r} for {self.text[:60]!r}")
-        if not math.isfinite(self.weight) or self.weight == 0:
+        # isfinite() overflows for a whole number beyond floats, which the limit below refuses.
+        if (isinstance(self.weight, float) and not math.isfinite(self.weight)) or self.weight == 0:
             raise DataError(
                 f"a criterion's weight must be finite and not zero, got {self.weight!r} for {self.text[:60]!r}: "
                 "use a positive weight for what a response should do, a negative one for a pitfall"
