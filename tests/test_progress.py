@@ -32,8 +32,8 @@ def test_fine_tuning_shows_its_own_loss_and_nothing_that_it_does_not_have(capsys
     steps.show(1, 2, {"loss": 2.5, "mean_token_accuracy": 0.4}, 3.0)
     steps.show(2, 2, {"loss": 2.25}, 0.0)
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "  step 1/2: loss 2.5000 nats a token, token accuracy 40 %, about 3 s left"
-    assert second == "  step 2/2: loss 2.2500 nats a token, about 0 s left"
+    assert first == "  step 1/2: loss 2.5000 nats per token, token accuracy 40 %, about 3 s left"
+    assert second == "  step 2/2: loss 2.2500 nats per token, about 0 s left"
 
 
 def test_the_live_view_shows_the_numbers_and_their_course():

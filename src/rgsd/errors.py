@@ -1,4 +1,4 @@
-"""The errors a user can meet, one tree.
+"""All errors that rgsd raises on purpose.
 
     RGSDError
     ├── DataError             a row, a file or a rubric that cannot be used
@@ -9,19 +9,19 @@
     ├── ModelError            a model folder, tokenizer or chat template that cannot be used
     ├── RunError              a run folder that is missing, unfinished or would be overwritten
     ├── TrainingDiverged      a loss, gradient or weight that is not a finite number
-    ├── Interrupted           a run that was told to stop, and stopped after saving
-    └── JudgeError            a judge that cannot be reached, asked or afforded
+    ├── Interrupted           a run that stopped after a SIGTERM, with its state saved
+    └── JudgeError            a judge that cannot be reached, does not work, or has spent its budget
         ├── JudgeUnreachable  a judge that did not answer a test call
-        └── BudgetExhausted   the judge's budget is spent; what was judged is kept
+        └── BudgetExhausted   the judge's budget is spent; existing verdicts are kept
 
-Each message says what it got, what it wanted, and what to do.
+Each message says what was got, what was expected, and what to do.
 """
 
 from __future__ import annotations
 
 
 class RGSDError(Exception):
-    """Base of every error that rgsd raises on purpose."""
+    """Base class of all errors that rgsd raises on purpose."""
 
 
 class DataError(RGSDError):
@@ -41,7 +41,7 @@ class UsageError(ConfigError):
 
 
 class PromptTooLong(ConfigError):
-    """A prompt longer than its limit. Prompts are refused, never cut."""
+    """A prompt that is longer than its limit. Prompts are refused, never truncated."""
 
 
 class ModelError(RGSDError):
@@ -53,15 +53,18 @@ class RunError(RGSDError):
 
 
 class TrainingDiverged(RGSDError):
-    """A loss, gradient or weight that is not a finite number. The weights before that step are kept."""
+    """A non-finite loss, gradient or weight. The weights before that step are kept."""
 
 
 class Interrupted(RGSDError):
-    """A run that was told to stop (SIGTERM), and stopped after saving. Its exit code is 143, as that signal's."""
+    """A run that received SIGTERM and stopped after saving its state. Its exit code is 143, as usual for SIGTERM."""
 
 
 class JudgeError(RGSDError):
-    """A judge that cannot be reached, asked or afforded. A single failed judgement is no error: it is unscored."""
+    """A judge that cannot be reached, does not work, or has spent its budget.
+
+    A single failed judgement is not an error. It is unscored.
+    """
 
 
 class JudgeUnreachable(JudgeError):
@@ -69,4 +72,4 @@ class JudgeUnreachable(JudgeError):
 
 
 class BudgetExhausted(JudgeError):
-    """The judge's budget is spent. What was judged is kept."""
+    """The judge's budget is spent. Existing verdicts are kept."""

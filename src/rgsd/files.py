@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ PARTIAL = ".partial"
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all. Known credentials are removed from text, but not from bytes.
+    """Write a file whole or not at all, and flush it to the disk. Known credentials are removed from text, not bytes.
 
     Raises:
         OSError: If the file cannot be written.
@@ -24,7 +25,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         # A model can write half a surrogate pair, which UTF-8 cannot encode.
         content = redact_known(content).encode("utf-8", "replace")
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_bytes(content)
+    with partial.open("wb") as file:
+        file.write(content)
+        # Flushed before the rename: otherwise a power failure could leave an empty file under the final name.
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

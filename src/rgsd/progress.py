@@ -1,4 +1,4 @@
-"""Progress: bars and a live view of the numbers in a terminal, plain lines with the time left elsewhere."""
+"""Progress output: bars and a live view in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from rgsd.redaction import redact
 
 SECONDS_BETWEEN_LINES = 10.0
 TREND = 32
-"""Logged steps in the live view's small curves."""
+"""Logged steps in a sparkline of the live view."""
 SHADES = "▁▂▃▄▅▆▇█"
 
-# Name, key, factor, unit and digits of what the live view shows; what a step did not log is left out.
+# Name, key, factor, unit and digits of each number in the live view. Numbers that a step does not log are left out.
 NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
     ("loss", "loss", 1, "", 4),
     ("reward", "reward", 1, "", 3),
@@ -37,7 +37,7 @@ NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
     ("response", "completions/mean_length", 1, "tokens", 0),
     ("token accuracy", "mean_token_accuracy", 100, "%", 0),
     ("cut off", "truncated_share", 100, "%", 0),
-    ("speak of a rubric", "leak_rate", 100, "%", 1),
+    ("mention a rubric", "leak_rate", 100, "%", 1),
     ("unscored", "unscored_share", 100, "%", 1),
     ("judge calls", "judge/total_calls", 1, "", 0),
     ("judge", "judge/total_dollars", 1, "dollars", 4),
@@ -47,23 +47,23 @@ NUMBERS: tuple[tuple[str, str, float, str, int], ...] = (
 
 
 def say(text: str) -> None:
-    """One plain line, at once. Of several processes that a launcher started, the first speaks for all."""
+    """Print a line immediately. Among launched processes, only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         print(redact(text), flush=True)
 
 
 class Counter:
-    """Counts towards a total."""
+    """Counts up to a total, and prints lines with the time left."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
         self._start = self._last = time.monotonic()
 
     def advance(self, by: int = 1) -> None:
-        """Count `by` more; a line every ten seconds and at the end."""
+        """Count `by` more. Prints a line every ten seconds and at the end."""
         self.done += by
         now = time.monotonic()
-        # Of a batch the first comes after the time that all of it took: no rate can be told from it.
+        # The first item arrives only after its whole batch was computed, so it says nothing about the rate.
         is_time = now - self._last >= SECONDS_BETWEEN_LINES and self.done > by
         if is_time or self.done >= self.total:
             self._last = now
@@ -80,10 +80,10 @@ class _Bar:
 
 
 class Steps:
-    """The steps of a training run, as they are logged.
+    """Shows the steps of a training run as they are logged.
 
     Args:
-        console: of a terminal, for the live view; None: plain lines, unless stdout is a terminal.
+        console: Console for the live view. None: the terminal, or plain lines if stdout is not a terminal.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -95,9 +95,10 @@ class Steps:
         """Show one logged step.
 
         Args:
-            step, total: optimizer steps done, and to do.
-            logs: what was logged.
-            left: seconds that the rest will take.
+            step: Optimizer steps taken.
+            total: Optimizer steps of the run.
+            logs: The logged numbers.
+            left: Estimated seconds until the end.
         """
         if self._console is None:
             say(line(step, total, logs, left))
@@ -108,12 +109,12 @@ class Steps:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-            # Whatever ends the training, the terminal gets its cursor back.
+            # The live view hides the cursor. Show it again even if training ends with an error.
             atexit.register(self.close)
         self._live.update(self.view(step, total, left), refresh=True)
 
     def view(self, step: int, total: int, left: float) -> Group:
-        """The live view: how far, and the numbers that matter with their course."""
+        """The live view: a progress bar, and the most important numbers with sparklines."""
         head = Table.grid(padding=(0, 2))
         head.add_row(
             f"  step {step}/{total}",
@@ -132,7 +133,7 @@ class Steps:
         return Group(head, body)
 
     def close(self) -> None:
-        """Leave the last view where it is."""
+        """Stop the live view. Its last state stays on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -140,7 +141,7 @@ class Steps:
 
 
 def line(step: int, total: int, logs: Mapping[str, Any], left: float) -> str:
-    """One logged step in a line."""
+    """A logged step as a line."""
     if "reward" in logs:
         return (
             f"  step {step}/{total}: reward {logs['reward']:.3f}, unscored "
@@ -150,7 +151,7 @@ def line(step: int, total: int, logs: Mapping[str, Any], left: float) -> str:
     if "divergence" not in logs:  # supervised fine-tuning
         accuracy = logs.get("mean_token_accuracy")
         return (
-            f"  step {step}/{total}: loss {logs['loss']:.4f} nats a token, "
+            f"  step {step}/{total}: loss {logs['loss']:.4f} nats per token, "
             + (f"token accuracy {100 * accuracy:.0f} %, " if accuracy is not None else "")
             + f"about {left:.0f} s left"
         )
@@ -163,7 +164,7 @@ def line(step: int, total: int, logs: Mapping[str, Any], left: float) -> str:
 
 
 def trend(values: list[float]) -> str:
-    """The last values as a row of blocks, the lowest to the highest; a gap where there is no number."""
+    """A sparkline of the last values, with a gap for a value that is not finite."""
     last = values[-TREND:]
     known = [v for v in last if math.isfinite(v)]
     if not known:
@@ -180,13 +181,13 @@ def _duration(seconds: float) -> str:
 
 
 def _is_terminal() -> bool:
-    """Whether a live view can be drawn; RGSD_PLAIN=1 asks for plain lines all the same."""
+    """Whether stdout is a terminal that can show a live view. RGSD_PLAIN=1 requests plain lines."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("RGSD_PLAIN")
 
 
 @contextmanager
 def counting(label: str, total: int) -> Iterator[Counter | _Bar]:
-    """Something with `advance(by)` that shows how far a piece of work is."""
+    """A progress display: a bar in a terminal, plain lines elsewhere. Call its `advance` for each finished item."""
     if not _is_terminal():
         yield Counter(label, total)
         return

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, commit and command line, for run.json."""
+"""Provenance of a result for run.json: versions, machine, commit and command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("rgsd", "torch", "transformers", "trl", "peft", "accelerate", "datas
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the packages, the machine, and the commit of the code."""
+    """The versions of the packages, the machine, and the commit of the code."""
     import torch
 
     versions = {}
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of the running code, if it runs from a git checkout, and whether the checkout has changes."""
+    """The commit of the running code and whether it has uncommitted changes; None outside a git checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
@@ -52,5 +52,5 @@ def _commit() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """This process's command line, without credentials."""
+    """The command line of this process, without credentials."""
     return " ".join([Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])])

@@ -1,14 +1,14 @@
-"""Credentials never reach a file or a terminal: one place that knows them and takes them out of text.
+"""Remove credentials from everything that rgsd writes to files and to the terminal.
 
-Two strengths, because a row is data and an error message is not:
+There are two levels, because data must not be altered and messages may be:
 
-- `redact_known` replaces the *values* of known credentials and nothing else. It is safe on rows: a response that
-  explains `Authorization: Bearer ...` stays as the model wrote it.
-- `redact` also replaces whatever *looks* like a credential: `user:password@` in a URL, `?api-key=`, bearer tokens, the
-  key formats of well-known providers. It is for messages, logs and command lines.
+- `redact_known` replaces only the values of known credentials. It is safe for data: a response that explains
+  `Authorization: Bearer ...` stays as the model wrote it.
+- `redact` also replaces anything that looks like a credential: `user:password@` in a URL, `?api-key=`, bearer tokens,
+  and the key formats of well-known providers. It is for messages, logs and command lines.
 
-Known credentials are the environment variables whose names end as in `_ENV_ENDINGS`, and every value that `remember` or
-`remember_settings` was given.
+Known credentials are the values of environment variables whose names have an ending of `_ENV_ENDINGS`, and the values
+passed to `remember` and `remember_settings`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 MASK = "***"
 SHORTEST_IN_ENVIRONMENT = 8
 SHORTEST = 6
-"""Shorter values are not taken for credentials: with `TOKEN=1` in the environment every 1 would be masked."""
+"""Shorter values do not count as credentials. Otherwise `TOKEN=1` in the environment would mask every 1."""
 
 _ENV_ENDINGS = (
     "API_KEY", "_TOKEN", "_SECRET", "_SECRET_KEY", "_ACCESS_KEY", "_PASSWORD", "_PASSWD", "_CREDENTIALS", "_PAT",
 )  # fmt: skip
-# Not every `*_token`: a tokenizer's pad_token is no credential.
+# Not every `*_token` is a credential: a tokenizer has a pad_token.
 _SECRET_NAME = (
     r"(?:(?:[a-z0-9]{1,32}[-_]){0,4}(?:api[-_]?key|secret|password|passwd|(?:client|secret|access|private)[-_]?key)|"
     r"(?:(?:access|api|auth|bearer|use[-_]auth|hub|push[-_]to[-_]hub|hf|id|refresh|security|session)[-_]?)?token|"
@@ -38,7 +38,7 @@ _SECRET_NAME = (
 )
 _IS_SECRET_NAME = re.compile(_SECRET_NAME, re.IGNORECASE)
 
-# Each pattern starts with a literal or has a bound, so that a long text takes linear time.
+# Each pattern starts with a literal or has a bound, so that matching takes linear time.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"://[^\s/@\"'<>?#]{1,1024}@"), f"://{MASK}@"),
     (re.compile(rf"([?&](?:{_SECRET_NAME}|key|sig|signature)=)[^&\s\"'#<>]+", re.IGNORECASE), rf"\1{MASK}"),
@@ -55,17 +55,19 @@ _remembered: set[str] = set()
 
 
 def remember(secret: str | None) -> None:
-    """Make a credential known: from here on it is taken out of everything stored or shown. Values below `SHORTEST`
-    characters are ignored."""
+    """Make a credential known, so that it is removed from everything that is stored or shown.
+
+    Values with fewer than `SHORTEST` characters are ignored.
+    """
     if secret and len(secret.strip()) >= SHORTEST:
         _remembered.update(_spellings(secret.strip()))
 
 
 def remember_settings(settings: Any) -> None:
-    """Make every credential in settings known: values under secret names, and users, passwords and keys in URLs.
+    """Make all credentials in settings known: values with secret names, and users, passwords and keys in URLs.
 
     Args:
-        settings: a mapping, sequence or string, nested as it comes.
+        settings: A mapping, sequence or string, of any depth.
     """
     for name, value in _leaves(settings, ""):
         if is_secret_name(name):
@@ -76,14 +78,15 @@ def remember_settings(settings: Any) -> None:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting of this name holds a credential."""
+    """Whether a setting with this name holds a credential."""
     return _IS_SECRET_NAME.fullmatch(name) is not None
 
 
 def without_credentials(settings: Any) -> Any:
-    """Settings as they may be stored: secret names left out, URLs without user, password and key, known values masked.
+    """Settings that are safe to store.
 
-    What is left out has to be given again, by the environment or the command line, when the settings are used again.
+    Settings with secret names are left out, URLs lose user, password and key, and known values are masked. Whoever uses
+    the settings again must supply the credentials, by the environment or the command line.
     """
     if isinstance(settings, Mapping):
         return {k: without_credentials(v) for k, v in settings.items() if not (is_secret_name(str(k)) and v)}
@@ -95,7 +98,7 @@ def without_credentials(settings: Any) -> Any:
 
 
 def without_url_credentials(url: str) -> str:
-    """A URL without user, password and secret query parameters; text that is no URL comes back as it is."""
+    """A URL without user, password and secret query parameters. Other text is returned unchanged."""
     try:
         parts = urlsplit(url)
         if not parts.scheme or not parts.netloc:
@@ -110,13 +113,13 @@ def without_url_credentials(url: str) -> str:
 
 
 def redact_known(text: str) -> str:
-    """The text without the values of known credentials. For rows, replies and every other kind of data."""
+    """Remove the values of known credentials. For rows, replies and all other data."""
     pattern = _known_pattern()
     return pattern.sub(MASK, text) if pattern is not None else text
 
 
 def redact(text: str) -> str:
-    """The text without known credentials and without what looks like one. For messages, logs and command lines."""
+    """Remove known credentials and anything that looks like one. For messages, logs and command lines."""
     text = redact_known(text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
@@ -124,7 +127,7 @@ def redact(text: str) -> str:
 
 
 def redact_arguments(argv: Sequence[str]) -> list[str]:
-    """A command line as it may be stored and shown: `--hub_token VALUE` and `--hub_token=VALUE` lose their values."""
+    """A command line that is safe to store and show: `--hub_token VALUE` and `--hub_token=VALUE` lose their values."""
     shown, is_value = [], False
     for word in argv:
         name, equals, _ = word.partition("=")
@@ -140,7 +143,7 @@ def redact_arguments(argv: Sequence[str]) -> list[str]:
 
 
 class RedactingStream:
-    """A text stream that takes known credentials out of whatever is written to it; all else is the stream's own."""
+    """A text stream that removes known credentials from everything written to it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -158,7 +161,7 @@ class RedactingStream:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Strings with the name that each stands under."""
+    """Yield all strings in nested settings, each with the name of its setting."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, str(key))
@@ -174,22 +177,22 @@ def _is_secret_parameter(name: str) -> bool:
 
 
 def _in_url(url: str) -> list[str]:
-    """The secrets in a URL: its password, its user (some services put the key there), secret query parameters."""
+    """The secrets in a URL: its password, its user if that is the key, and its secret query parameters."""
     try:
         parts = urlsplit(url)
-        found = [parts.password or "", *(v for k, v in parse_qsl(parts.query) if _is_secret_parameter(k))]
-        user = parts.username or ""
+        password, user = parts.password or "", parts.username or ""
+        secrets = [password, *(v for k, v in parse_qsl(parts.query) if _is_secret_parameter(k))]
     except ValueError:
         return []
-    if user or found[0]:
-        # A server that echoes headers echoes the pair as HTTP's basic authentication writes it.
-        pair = f"{unquote(user)}:{unquote(found[0])}"
-        found.append(base64.b64encode(pair.encode()).decode())
-    return [*found, user] if user and not found[0] else found
+    if user or password:
+        # The form in which HTTP's basic authentication sends the pair, and in which a server may echo it.
+        secrets.append(base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode())
+    # Some services take the key as the user, without a password.
+    return [*secrets, user] if user and not password else secrets
 
 
 def _spellings(secret: str) -> set[str]:
-    """A secret as it is, and as JSON, a URL, HTML and base64 write it."""
+    """The forms of a secret in plain text, JSON, URLs, HTML and base64."""
     data = secret.encode("utf-8", "surrogatepass")
     encoded = {base64.b64encode(data).decode().rstrip("="), base64.urlsafe_b64encode(data).decode().rstrip("=")}
     lower = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), quote(secret, safe="", errors="surrogatepass"))
@@ -204,7 +207,7 @@ _cached: tuple[frozenset[str], re.Pattern[str] | None] = (frozenset(), None)
 
 
 def _known_pattern() -> re.Pattern[str] | None:
-    """One pattern of all known credentials, longest first, made anew when they change."""
+    """A pattern for all known credentials, longest first. It is rebuilt when they change."""
     global _cached
     values = {
         value.strip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def check(row: Mapping[str, Any], fields: Fields, prefix: str = "") -> None:
 
 
 def loads(text: bytes | str, *, lenient: bool = False) -> Any:
-    """Parse JSON, with limits. A key may stand once in an object: readers disagree about which of two counts.
+    """Parse JSON, with limits, and refuse repeated keys.
 
     Args:
         text: In UTF-8. Halves of surrogate pairs pass, since a model can write one.
@@ -211,18 +212,15 @@ def loads(text: bytes | str, *, lenient: bool = False) -> Any:
             raise BadRow(f"{digits[:40]} is too large for a float")
         return value
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise BadRow(f"the key {_shortened(twice)} stands twice in an object")
-        return found
-
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")
-        value = json.loads(decoded, parse_constant=constant, parse_float=number, parse_int=number,
-                           object_pairs_hook=unique)  # fmt: skip
+        value = json.loads(
+            decoded,
+            parse_constant=constant,
+            parse_float=number,
+            parse_int=number,
+            object_pairs_hook=unique_keys,
+        )
     except RecursionError:
         raise BadRow(f"nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError as error:
@@ -286,6 +284,19 @@ def _check_yaml(text: str) -> None:
             add(None, sizes.get(event.anchor, 1))
         elif isinstance(event, yaml.ScalarEvent):
             add(event.anchor, 1)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` that refuses a repeated key. JSON readers disagree about which of the two values counts.
+
+    Raises:
+        BadRow: If a key is repeated.
+    """
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise BadRow(f"the key {_shortened(repeated)} is repeated in one object")
+    return unique
 
 
 def _check_depth(value: Any) -> None:

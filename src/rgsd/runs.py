@@ -11,11 +11,11 @@ RUN/
   set-aside.jsonl  lines of both that no longer count: other weights, settings or prompts made them
   references.jsonl references that the base model wrote for the teacher (self_written_references)
   results.json     the table: values with interval, n, seed and provenance
-  explanations.jsonl  token maps that `rgsd explain --keep true` stored for the report
+  explanations.jsonl  token maps that `rgsd explain --keep` stored for the report
   adapter/         the trained LoRA adapter, or model/ the whole trained model; tokenizer with it
   checkpoint-N/    a checkpoint to resume from
-  control/         the run of the mismatched twin (`--control true`): the same recipe, with other prompts' rubrics
-  report.html      the page that `--report true` or `rgsd report` writes
+  control/         the run of the mismatched control (`--control`): the same recipe, with other prompts' rubrics
+  report.html      the page that `--report` or `rgsd report` writes
 
 A run that replaces another one (`--overwrite`) leaves it in place until its own start has passed every check. It then
 moves the old run to RUN.replaced, and deletes it with its own first checkpoint or result. If it fails before that, the
@@ -34,11 +34,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
 import yaml
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system: keep to one process a run
-    fcntl = None
+from filelock import FileLock, Timeout
 
 from rgsd.errors import RunError
 from rgsd.files import PARTIAL, atomic_write
@@ -64,11 +60,11 @@ _OF_A_START = frozenset({LOCK, CONFIG, CONFIG + PARTIAL, RECORD + PARTIAL})
 BASELINE, CONDITIONED, TRAINED, CONTROL, CANDIDATE = "baseline", "conditioned", "trained", "control", "candidate"
 TRAINED_CONTROL = "trained control"
 """Roles of arms in run.json (`roles`: arm -> role). Baseline: what the others are compared with. Conditioned: the same
-model with the rubric or a reference in its prompt. Trained: the trained policy. Control: another prompt's rubric, or
-nothing in place of one. Candidate: any other model of an evaluation. Trained control: the policy of the mismatched
-twin, whose samples are in the run RUN/control."""
+model with the rubric or a reference in its prompt. Trained: the trained policy. Control: the same model with another
+prompt's rubric, or with nothing. Candidate: any other model of an evaluation. Trained control: the policy of the
+mismatched control, whose samples are in the run RUN/control."""
 CONTROL_ARM = "control"
-"""The name of the twin's policy in the tables of the run that it controls."""
+"""Name of the mismatched control's policy in the tables of the run that it controls."""
 
 TRAINING_KINDS = ("rgsd", "grpo", "sft")
 """Kinds of runs that train, in run.json; the others evaluate."""
@@ -84,10 +80,12 @@ class Run:
     """An open run folder. `meta` is run.json, `settings` is config.yaml.
 
     Args:
-        folder, meta, settings: As on the disk.
-        replaced: Where the replaced run is, until this run has a checkpoint or a result.
-        waiting: Files by name that cannot be written yet because the run to replace is still in place; None after
-            `begin`.
+        folder: The run folder.
+        meta: Content of run.json.
+        settings: Content of config.yaml.
+        replaced: Where the replaced run waits, until this run has a checkpoint or a result.
+        waiting: Name -> text of the files that cannot be written yet, because the run to replace is still in place;
+            None after `begin`.
     """
 
     folder: Path
@@ -244,7 +242,7 @@ class Run:
             for number, line in enumerate(file, start=1):
                 row = _row(line, name)
                 if isinstance(row, str) and not line.endswith(b"\n"):
-                    _say_torn(path, number)
+                    _report_torn_line(path, number)
                     return
                 try:
                     if isinstance(row, str):
@@ -264,7 +262,7 @@ class Run:
         for row in self.read_lines(name):
             (stale if is_stale(row) else valid).append(row)
         if stale:
-            # Written there first, then removed here: a kill between the two duplicates rows and loses none.
+            # Copied before they are removed: a kill between the two steps duplicates rows, but loses none.
             self.append(SET_ASIDE, [{"file": name, "row": row} for row in stale])
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in valid)
             atomic_write(self.folder / name, text.encode("utf-8", "surrogatepass"))
@@ -390,13 +388,14 @@ def _clipped(line: bytes, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[:most] + " ...")
 
 
-_TOLD: set[tuple[Path, int]] = set()
+_REPORTED: set[tuple[Path, int]] = set()
 
 
-def _say_torn(path: Path, number: int) -> None:
-    if (path, number) not in _TOLD:
-        _TOLD.add((path, number))
-        say(f"{path}: line {number}, the last one, is half written, as a killed process leaves it: it is skipped")
+def _report_torn_line(path: Path, number: int) -> None:
+    """Say once that the last line of a file is incomplete, although several readers may meet it."""
+    if (path, number) not in _REPORTED:
+        _REPORTED.add((path, number))
+        say(f"{path}: skipped line {number}, the last one, which a killed process left half written")
 
 
 def open_run(folder: str | Path, *, finished: bool = False) -> Run:
@@ -419,7 +418,7 @@ def open_run(folder: str | Path, *, finished: bool = False) -> Run:
     if finished and meta.get("status") != "finished":
         raise RunError(
             f"the run in {path} must be finished, its status is {meta.get('status')!r}: continue it first with "
-            "`rgsd train --config ... --resume_from_checkpoint true`"
+            "`rgsd train --config ... --resume_from_checkpoint`"
         )
     return Run(path, meta, settings or {})
 
@@ -431,18 +430,19 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: If it is damaged.
     """
     try:
-        found = loads(path.read_bytes()) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise BadRow(f"expected an object, got {type(found).__name__}")
+        value = loads(path.read_bytes()) if path.exists() else {}
+        if not isinstance(value, dict):
+            raise BadRow(f"expected an object, got {type(value).__name__}")
     except (OSError, BadRow) as error:
         raise RunError(
-            f"{path} cannot be read ({error}): restore it, or delete it and run again what wrote it"
+            f"cannot read {path} ({error}): restore it, or delete it and repeat the command that wrote it"
         ) from error
-    return found
+    return value
 
 
-_HELD: dict[Path, IO[str]] = {}
-"""The run folders that this process writes to. The system releases a lock when its process ends, even by SIGKILL."""
+_HELD: dict[Path, FileLock] = {}
+"""Locks of the run folders that this process writes to. The system releases them when the process ends, even by
+SIGKILL, so a killed run never blocks the next one."""
 
 
 def hold(path: Path) -> None:
@@ -451,28 +451,24 @@ def hold(path: Path) -> None:
     Raises:
         RunError: If another process is writing to it.
     """
-    if fcntl is None or path.resolve() in _HELD:
+    if path.resolve() in _HELD:
         return
-    file = (path / LOCK).open("a+")
+    lock = FileLock(path / LOCK)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = (path / LOCK).read_text("utf-8").strip() or "unknown"
         raise RunError(
             f"another process (pid {holder}) is writing to {path}: wait until it ends, or choose another output_dir"
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    _HELD[path.resolve()] = file
+    (path / LOCK).write_text(f"{os.getpid()}\n", "utf-8")
+    _HELD[path.resolve()] = lock
 
 
 def _let_go(path: Path) -> None:
-    file = _HELD.pop(path.resolve(), None)
-    if file is not None:
-        file.close()
+    """Give up the lock of a run folder, if this process holds it."""
+    if lock := _HELD.pop(path.resolve(), None):
+        lock.release(force=True)
 
 
 def _mend_last_line(file: IO[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Settings dataclasses: a field with its help, what the command line and the docs read from it, JSON values."""
+"""Settings dataclasses: fields with their help, and what the command line and the docs read from them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rgsd.errors import ConfigError
 
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with its default and its help.
+    """Declare a field of a settings dataclass.
 
     Args:
-        default: a list becomes a default factory.
-        help: shown by `--help` and in docs/settings.md.
+        default: The default. A list becomes a default factory.
+        help: The help, shown by `--help` and in docs/settings.md.
         metadata: `choices` (allowed values) or `aliases` (further flags, e.g. ["-o"]).
     """
     metadata = {"help": help, **metadata}
@@ -29,13 +29,13 @@ class SettingInfo:
     """One field of a settings class, as the command line and the docs show it.
 
     Args:
-        name: of the field.
-        help: what it does; empty for a field that documents nothing.
-        default_text: the default in words, "unset" for None and "".
-        choices: allowed values; empty when any value of the type is allowed.
-        is_boolean: whether it is `bool` or `bool | None`.
-        is_own: whether the class declares it itself rather than inherit it.
-        flags: all its spellings on the command line.
+        name: The field's name.
+        help: Its help; empty if the field has none.
+        default_text: Its default in words; "unset" for None and "".
+        choices: Allowed values; empty if any value of the type is allowed.
+        is_boolean: Whether its type is `bool` or `bool | None`.
+        is_own: Whether the class declares it, instead of inheriting it.
+        flags: All its spellings on the command line.
     """
 
     name: str
@@ -48,16 +48,16 @@ class SettingInfo:
 
 
 def settings_of(kind: type) -> list[SettingInfo]:
-    """The settings that a dataclass takes, in the order of its fields."""
+    """The settings of a dataclass, in the order of its fields."""
     hints = get_type_hints(kind)
     own = inspect.get_annotations(kind)
-    found = []
+    infos = []
     for f in fields(kind):
         if not f.init:
             continue
         spellings = dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}", *f.metadata.get("aliases", ())])
         hint = hints[f.name]
-        found.append(
+        infos.append(
             SettingInfo(
                 name=f.name,
                 help=f.metadata.get("help", ""),
@@ -68,7 +68,7 @@ def settings_of(kind: type) -> list[SettingInfo]:
                 flags=tuple(spellings),
             )
         )
-    return found
+    return infos
 
 
 def _default_text(f: Any) -> str:
@@ -79,10 +79,10 @@ def _default_text(f: Any) -> str:
 
 
 def json_object(name: str, value: Any) -> dict[str, Any] | None:
-    """A setting that is an object, its JSON, or None.
+    """Read a setting whose value is an object, its JSON, or None.
 
     Raises:
-        ConfigError: when it is anything else.
+        ConfigError: If it is anything else.
     """
     if isinstance(value, str):
         try:

@@ -1,6 +1,6 @@
-"""One parser for every command: a declaration of its settings, filled from a YAML recipe and overridden by flags.
+"""The parser of all commands. A command declares its settings; a YAML recipe sets them, and flags override the recipe.
 
-Reading order: `Command` (what a command declares and gets back), `_words` (how booleans and typos are handled),
+Reading order: `Command` (what a command declares and gets back), `_normalized` (how booleans and typos are handled),
 `RecipeFile` (YAML with line numbers), `_help`. Nothing here imports torch before a command's settings need it.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, cast
 
-from rgsd.errors import UsageError
+from rgsd.errors import ConfigError, UsageError
 from rgsd.settings import SettingInfo, settings_of
 
 HELP_FLAGS = frozenset({"-h", "--help", "--help-all", "--help_all"})
@@ -31,9 +31,9 @@ class Positional:
     """An argument without a flag.
 
     Args:
-        name: its key in `Parsed.positionals`; shown in capitals.
-        help: one line.
-        nargs: None for exactly one, "?" for at most one, "+" for at least one.
+        name: Its key in `Parsed.positionals`. The help shows it in capitals.
+        help: One line of help.
+        nargs: None for exactly one value, "?" for at most one, "+" for at least one.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Positional:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a command line said.
+    """A parsed command line.
 
     Args:
-        settings: one instance per settings class, in the order of `Command.settings`.
-        positionals: name to value; a list for `nargs="+"`.
-        given: names of the settings that a flag or the recipe set.
+        settings: One instance per settings class, in the order of `Command.settings`.
+        positionals: Name -> value; a list for `nargs="+"`.
+        given: Names of the settings that a flag or the recipe sets.
     """
 
     settings: tuple[Any, ...]
@@ -67,12 +67,12 @@ class Command:
     """The declaration of one command.
 
     Args:
-        name: as typed, e.g. "eval" or "judge check".
-        summary: one line, for `rgsd --help`.
-        settings: settings dataclasses as "module:Class", so that declaring a command imports none of them.
-        positionals: arguments without a flag, in order.
-        examples: command lines for the help.
-        details: paragraphs for the help, below the summary.
+        name: The command as typed, e.g. "eval" or "judge check".
+        summary: One line for `rgsd --help`.
+        settings: Settings dataclasses as "module:Class", so that declaring a command does not import them.
+        positionals: Arguments without a flag, in order.
+        examples: Command lines for the help.
+        details: Paragraphs for the help, below the summary.
     """
 
     name: str
@@ -93,17 +93,21 @@ class Command:
         return tuple(resolve_name(name) for name in self.settings)
 
     def flags(self, classes: Sequence[type] | None = None) -> dict[str, SettingInfo]:
-        """Every spelling of every flag, with the setting that it sets."""
+        """Flag -> the setting that it sets, for all spellings of all flags."""
         return {flag: info for kind in classes or self.classes() for info in settings_of(kind) for flag in info.flags}
 
     def parse(self, argv: Sequence[str], *, recipe: RecipeFile | None = None) -> Parsed:
-        """Parse a command line, and the recipe that it names with `--config`, unless one is given.
+        """Parse a command line and its recipe.
 
         Prints the help and exits with code 0 for `--help` and `--help-all`.
 
+        Args:
+            argv: The command line without the command's name.
+            recipe: The recipe; by default the file that `--config` names.
+
         Raises:
-            UsageError: for an unknown flag, a value of the wrong type, or a recipe that cannot be read.
-            ConfigError: for settings that contradict each other.
+            UsageError: If a flag is unknown, a value has the wrong type, or the recipe cannot be read.
+            ConfigError: If settings contradict each other.
         """
         if asked := HELP_FLAGS & set(argv):
             print(_help(self, show_inherited=not asked <= {"-h", "--help"}))
@@ -111,10 +115,10 @@ class Command:
         return self._parse(argv, self.classes(), self.positionals, recipe, ignore_unknown=False)
 
     def peek(self, argv: Sequence[str], *classes: type) -> tuple[Any, ...]:
-        """Some settings of a command line, without looking at any other.
+        """Parse only the settings of some classes, and ignore all others.
 
         Raises:
-            UsageError: as `parse`, for the settings looked at.
+            UsageError: As `parse`, for these settings.
         """
         return self._parse(argv, classes, (), None, ignore_unknown=True).settings
 
@@ -135,7 +139,7 @@ class Command:
             recipe = RecipeFile.read(config) if config is not None else RecipeFile("")
         if not ignore_unknown:
             recipe.check(flags)
-        words = list(_words(argv, flags, self, ignore_unknown=ignore_unknown))
+        words = list(_normalized(argv, flags, self, ignore_unknown=ignore_unknown))
         from_flags = {flags[f].name for w in words if (f := w.split("=")[0]) in flags}
         parser = _trl_parser(self, classes, recipe, from_flags)
         for p in positionals:
@@ -146,20 +150,21 @@ class Command:
             *settings, unknown = parser.parse_args_into_dataclasses(
                 [*values, *words], return_remaining_strings=True, look_for_args_file=False
             )
+        except ConfigError:  # It is a ValueError too, and its message is already complete.
+            raise
         except (TypeError, ValueError) as error:
-            if isinstance(error, UsageError.__mro__[1]):  # ConfigError is a ValueError too
-                raise
             raise UsageError(f"the settings cannot be used: {error}") from error
         if unknown and not ignore_unknown:
             raise UsageError(f"unexpected {' '.join(map(repr, unknown))}. Usage: {self.usage}")
-        found = vars(settings.pop()) if positionals else {}
+        # argparse returns the positionals as one more namespace, after the settings.
+        values_by_name = vars(settings.pop()) if positionals else {}
         for part in settings:
             remember_settings(vars(part))
-        return Parsed(tuple(settings), found, frozenset(from_flags | recipe.values.keys()))
+        return Parsed(tuple(settings), values_by_name, frozenset(from_flags | recipe.values.keys()))
 
 
 def _trl_parser(command: Command, classes: Sequence[type], recipe: RecipeFile, from_flags: set[str]) -> Any:
-    """TRL's parser, whose errors are exceptions and name the recipe's line when the recipe is at fault."""
+    """TRL's parser, but with exceptions as errors, which name the line of a recipe that caused them."""
     from trl import TrlParser
 
     class Parser(TrlParser):
@@ -199,16 +204,16 @@ def _has_nonfinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-# --- Words of the command line ------------------------------------------------------------------------------------
+# --- The command line -----------------------------------------------------------------------------------------------
 
 
-def _words(
+def _normalized(
     argv: Sequence[str], flags: Mapping[str, SettingInfo], command: Command, *, ignore_unknown: bool
 ) -> Iterator[str]:
-    """The command line with every boolean written as `--flag=true` or `--flag=false`.
+    """Yield the command line with every boolean as `--flag=true` or `--flag=false`.
 
-    argparse alone would take the word after `--flag` as its value even where it is a positional, and knows `--no_flag`
-    only for settings whose default is true.
+    argparse alone would read a positional after `--flag` as its value, and accept `--no_flag` only for settings whose
+    default is true.
     """
     is_value = False
     for i, word in enumerate(argv):
@@ -235,23 +240,23 @@ def _words(
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    """A question with the closest known spelling, or nothing."""
+    """A hint with the closest known spelling; empty if none is close."""
     close = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def recipe_file(argv: Sequence[str]) -> RecipeFile | None:
-    """The recipe that a command line names with `--config`.
+    """The recipe that a command line names with `--config`; None if it names none.
 
     Raises:
-        UsageError: when it cannot be read.
+        UsageError: If the recipe cannot be read.
     """
     config = _without_config(argv)[1]
     return None if config is None else RecipeFile.read(config)
 
 
 def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The command line without `--config FILE`, and FILE."""
+    """The command line without `--config FILE`, and FILE. The last one counts."""
     rest, config = list(argv), None
     for i, word in reversed(list(enumerate(rest))):
         if word == "--config":
@@ -273,9 +278,9 @@ class RecipeFile:
     """A YAML file of settings.
 
     Args:
-        path: as given.
-        values: setting to value.
-        lines: setting to its line in the file, counted from 1.
+        path: Path of the file, as given.
+        values: Setting -> value.
+        lines: Setting -> its line in the file, counted from 1.
     """
 
     path: str
@@ -284,10 +289,10 @@ class RecipeFile:
 
     @classmethod
     def read(cls, path: str) -> RecipeFile:
-        """Read a recipe; its `env` mapping, as in TRL, goes into the environment.
+        """Read a recipe. As in TRL, its `env` mapping sets environment variables.
 
         Raises:
-            UsageError: when it is missing or is not a YAML mapping with each setting once.
+            UsageError: If the file is missing, or is not a YAML mapping that has each setting once.
         """
         import yaml
 
@@ -328,7 +333,7 @@ class RecipeFile:
                 )
 
     def as_words(self, flags: Mapping[str, SettingInfo]) -> tuple[list[str], dict[str, Any]]:
-        """Plain values as words, which the parser checks like flags, and all others as defaults."""
+        """Split the values: plain ones become flags, which the parser checks, and all others become defaults."""
         known = {info.name: info for info in flags.values()}
         words, others = [], {}
         for name, value in self.values.items():
@@ -351,7 +356,7 @@ class RecipeFile:
 
 
 def _help(command: Command, *, show_inherited: bool) -> str:
-    """Summary, usage, examples, this project's settings by class, and TRL's on request."""
+    """The help: summary, usage, examples, rgsd's settings by class, and TRL's settings if requested."""
     parts = [f"{command.summary[:1].upper()}{command.summary[1:]}.", f"Usage: {command.usage}"]
     parts += [_filled(text, "") for text in command.details.split("\n\n") if text]
     if command.positionals:

@@ -1,4 +1,4 @@
-"""Recipes with `stages`: settings that all stages share, and for each stage its command and its own settings.
+"""Recipes with `stages`: settings that all stages share, and the command and settings of each stage.
 
 output_dir: runs/both
 data: my_rubrics.jsonl
@@ -26,11 +26,11 @@ Parse = Callable[[Sequence[str], Command, RecipeFile], "tuple[Recipe, Any, Any]"
 STAGES = "stages"
 COMMANDS = ("train", "grpo", "sft")
 SET_BY_ORDER = ("output_dir", "model_name_or_path")
-"""Settings that no stage has of its own: where it lies, and what it starts from."""
+"""Settings that the order of the stages decides: a stage's folder, and the model that it starts from."""
 
 
 def run(recipe: RecipeFile, argv: Sequence[str], parse: Parse) -> int:
-    """Train the stages of a recipe, and print a table for each."""
+    """Train the stages of a recipe, and print the table of each."""
     stages = stages_of(recipe, argv, parse)
     quieten()
     import json
@@ -50,35 +50,35 @@ def run(recipe: RecipeFile, argv: Sequence[str], parse: Parse) -> int:
 
 
 def stages_of(recipe: RecipeFile, argv: Sequence[str], parse: Parse) -> list[Stage]:
-    """The stages of a recipe, each parsed by its own command. Flags apply to every stage.
+    """Parse the stages of a recipe, each by its own command. Flags apply to all stages.
 
     Raises:
-        UsageError: for a malformed list of stages, or a setting that a stage's command does not have.
-        ConfigError: for settings that contradict each other.
+        UsageError: If the list of stages is malformed, or a stage's command does not have a setting.
+        ConfigError: If settings contradict each other.
     """
     from rgsd.workflows.stages import Stage
 
     where = f"{recipe.path}:{recipe.lines.get(STAGES, 1)}"
     shared = {name: value for name, value in recipe.values.items() if name != STAGES}
-    found = []
+    parsed = []
     for number, entry in enumerate(_entries(recipe.values[STAGES], where), start=1):
         name = str(entry.pop("command"))
         lines = {key: line for key, line in recipe.lines.items() if key not in entry}
         own = RecipeFile(f"{recipe.path}, stage {number}", {**shared, **entry}, lines)
-        one, launch, dry = parse(argv, import_module(f"rgsd.cli.{name}").COMMAND, own)
+        stage_recipe, launch, dry = parse(argv, import_module(f"rgsd.cli.{name}").COMMAND, own)
         if dry.dry_run or launch.accelerate_config or (launch.num_processes or 1) > 1:
             raise UsageError(
-                f"{where}: stages have no dry run and train in one process: give each stage a command of its own"
+                f"{where}: stages train in one process and have no dry run: run each stage as a separate command"
             )
-        found.append(Stage(name, one))
-    return found
+        parsed.append(Stage(name, stage_recipe))
+    return parsed
 
 
 def _entries(value: Any, where: str) -> list[dict[str, Any]]:
-    """The list of stages, each a mapping with a known command.
+    """Check the list of stages: each must be a mapping with a known command.
 
     Raises:
-        UsageError: naming what is wrong.
+        UsageError: If the list is malformed.
     """
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         raise UsageError(f"{where}: stages must be a list of mappings, each with a command, got {value!r:.100}")
@@ -90,7 +90,7 @@ def _entries(value: Any, where: str) -> list[dict[str, Any]]:
             )
         if taken := set(entry) & set(SET_BY_ORDER):
             raise UsageError(
-                f"{where}: stage {number} sets {', '.join(sorted(taken))}: set it once, outside the stages. A stage "
-                "lies in a folder of that output_dir, and starts from the stage before it"
+                f"{where}: stage {number} sets {', '.join(sorted(taken))}: set it once, outside the stages. Each stage "
+                "has a folder in output_dir and starts from the policy of the stage before"
             )
     return [dict(entry) for entry in value]

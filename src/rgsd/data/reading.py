@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rgsd.errors import DataError
+from rgsd.rows import unique_keys
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 """Suffixes of files with rows."""
@@ -83,18 +84,9 @@ def loads(text: str) -> Any:
         ValueError: If the text is not JSON, or has a repeated key.
     """
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicate_keys)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {repeated!r} is repeated in one object")
-    return unique
 
 
 def _jsonl_rows(path: Traversable) -> Iterator[RawRow]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rgsd.data.similarity import NearDuplicates, near_duplicates, tokens
+from rgsd.data.similarity import Links, NearDuplicates, near_duplicates, tokens
 from rgsd.rubrics import Example
 
 LISTED = 5
@@ -85,15 +85,15 @@ def recurrence(examples: Sequence[Example], groups: Sequence[NearDuplicates] | N
     total = math.fsum(w for own in weights.values() for w in own)
     if not total:
         return Recurrence(None, ())
-    found = []
+    recurring = []
     for keys in _alike(list(weights)):
         n_prompts = len(set().union(*(prompts[key] for key in keys)))
         if n_prompts > 1:
             weight = math.fsum(w for key in keys for w in weights[key])
             text = sum((wordings[key] for key in keys), Counter()).most_common(1)[0][0]
-            found.append(RecurringCriterion(text, keys[0][1], n_prompts, weight / total))
-    found.sort(key=lambda c: (-c.n_prompts, -c.weight_share, c.text))
-    return Recurrence(min(1.0, math.fsum(c.weight_share for c in found)), tuple(found))
+            recurring.append(RecurringCriterion(text, keys[0][1], n_prompts, weight / total))
+    recurring.sort(key=lambda c: (-c.n_prompts, -c.weight_share, c.text))
+    return Recurrence(min(1.0, math.fsum(c.weight_share for c in recurring)), tuple(recurring))
 
 
 def in_words(row: dict[str, Any]) -> str:
@@ -118,23 +118,13 @@ def _prompts(examples: Sequence[Example], groups: Sequence[NearDuplicates]) -> l
 
 def _alike(keys: list[tuple[tuple[str, ...], bool]]) -> Iterator[list[tuple[tuple[str, ...], bool]]]:
     """The criteria in groups of the same sign and nearly the same text."""
-    from rgsd.data.close_texts import close_pairs  # numpy, only when a comparison is asked for
+    from rgsd.data.close_texts import close_pairs  # imports numpy, which most users of rgsd.data do not need
 
-    parents = list(range(len(keys)))
+    links = Links(len(keys))
 
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
-        return i
+    def needs_no_comparison(i: int, j: int) -> bool:
+        return keys[i][1] != keys[j][1] or links.root(i) == links.root(j)
 
-    def is_linked(i: int, j: int) -> bool:
-        return keys[i][1] != keys[j][1] or root(i) == root(j)
-
-    for i, j in close_pairs([text for text, _ in keys], is_linked):
-        a, b = sorted((root(i), root(j)))
-        parents[b] = a
-    groups: defaultdict[int, list[tuple[tuple[str, ...], bool]]] = defaultdict(list)
-    for i, key in enumerate(keys):
-        groups[root(i)].append(key)
-    yield from groups.values()
+    for i, j in close_pairs([text for text, _ in keys], needs_no_comparison):
+        links.join(i, j, "close text")
+    yield from ([keys[i] for i in group] for group in links.groups())

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -73,11 +73,12 @@ def near_duplicates(examples: Iterable[Example]) -> tuple[NearDuplicates, ...]:
     """
     examples = list(examples)
     prompts = [_Prompt.of(example) for example in examples]
-    links = _Links(len(prompts))
+    links = Links(len(prompts))
     _link_same_texts(prompts, links)
     _link_openings(prompts, links)
     _link_close_texts(prompts, links)
-    return tuple(NearDuplicates(tuple(examples[i] for i in group), links.why(group)) for group in links.groups())
+    groups = [group for group in links.groups() if len(group) > 1]
+    return tuple(NearDuplicates(tuple(examples[i] for i in group), links.why(group)) for group in groups)
 
 
 def tokens(text: str) -> tuple[str, ...]:
@@ -118,7 +119,7 @@ class _Prompt:
         return None if enough is None else tuple(t for turn in self.user_turns[:enough] for t in turn)
 
 
-class _Links:
+class Links:
     """Union-find over positions, with the reasons for the links."""
 
     def __init__(self, n: int) -> None:
@@ -136,17 +137,18 @@ class _Links:
         self._parents[b] = a
         self._why[i].add(why)
 
-    def groups(self) -> Iterator[list[int]]:
+    def groups(self) -> list[list[int]]:
+        """The groups of linked positions, including those of one, in the order of their first members."""
         members: defaultdict[int, list[int]] = defaultdict(list)
         for i in range(len(self._parents)):
             members[self.root(i)].append(i)
-        return (group for group in members.values() if len(group) > 1)
+        return list(members.values())
 
     def why(self, group: Sequence[int]) -> tuple[str, ...]:
         return tuple(sorted({why for i in group for why in self._why.get(i, ())}))
 
 
-def _link_same_texts(prompts: Sequence[_Prompt], links: _Links) -> None:
+def _link_same_texts(prompts: Sequence[_Prompt], links: Links) -> None:
     first: dict[tuple[str, ...], int] = {}
     for i, prompt in enumerate(prompts):
         # A prompt without tokens, such as a single emoji, cannot be compared. `deduplicate` finds exact repetitions.
@@ -154,7 +156,7 @@ def _link_same_texts(prompts: Sequence[_Prompt], links: _Links) -> None:
             links.join(i, first[prompt.text], "same text")
 
 
-def _link_openings(prompts: Sequence[_Prompt], links: _Links) -> None:
+def _link_openings(prompts: Sequence[_Prompt], links: Links) -> None:
     members: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     whole: dict[tuple[str, ...], int] = {}
     for i, prompt in enumerate(prompts):
@@ -173,7 +175,7 @@ def _link_openings(prompts: Sequence[_Prompt], links: _Links) -> None:
                     links.join(i, shared[0], "shared opening")
 
 
-def _link_close_texts(prompts: Sequence[_Prompt], links: _Links) -> None:
+def _link_close_texts(prompts: Sequence[_Prompt], links: Links) -> None:
     from rgsd.data.close_texts import close_pairs  # imports numpy, which most users of rgsd.data do not need
 
     def is_linked(i: int, j: int) -> bool:

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock
 
 from rgsd.errors import RunError
+from rgsd.files import atomic_write
 from rgsd.progress import say
 from rgsd.redaction import redact_known
 from rgsd.rows import BadRow, loads
@@ -304,10 +305,7 @@ def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
             dropped += 1
         else:
             kept.append(line + b"\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(b"".join(kept))
-    flush_to_disk(partial)
-    partial.replace(path)
+    atomic_write(path, b"".join(kept))
     return dropped
 
 

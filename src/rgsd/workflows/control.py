@@ -1,7 +1,8 @@
-"""The mismatched twin: the same recipe with another prompt's rubric for each prompt, trained into RUN/control.
+"""The mismatched control ("twin") of a run: the same recipe, but each prompt has another prompt's rubric.
 
-A gain alone does not show that the right rubric mattered: criteria that recur are learnt from any rubric. What the
-trained policy scores above its twin is what the right rubric added.
+Its run is in RUN/control.
+A gain alone does not show that the right rubric mattered, because a model learns recurring criteria from any rubric.
+The difference between the trained policy and its twin is what the right rubric added.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from rgsd.workflows.recipe import Recipe
 
 
 def check_control(recipe: Recipe) -> None:
-    """Refuse a control of a run that has nothing to control.
+    """Check that a run can have a control.
 
     Raises:
-        ConfigError: naming the remedy.
+        ConfigError: If the run has no teacher, no rubric or no evaluation.
     """
     remedy = "leave out --control"
     if recipe.kind == "grpo":
@@ -49,7 +50,7 @@ def check_control(recipe: Recipe) -> None:
 
 
 def twin_of(recipe: Recipe) -> Recipe:
-    """The recipe of the twin. Make it before a trainer changes the recipe's settings."""
+    """The recipe of the twin. Call this before a trainer changes the recipe's settings."""
     twin = copy.deepcopy(recipe)
     training: Any = twin.training
     training.output_dir = f"{recipe.training.output_dir}/{TWIN}"
@@ -60,7 +61,7 @@ def twin_of(recipe: Recipe) -> Recipe:
         training.teacher_contrast = 0.0  # its teacher has no right rubric to set against another
     if training.run_name:
         training.run_name = f"{training.run_name}-{TWIN}"
-    # Another prompt's rubric is shown without a reference.
+    # The mismatched context shows no reference.
     twin.evaluation.self_written_references = False
     twin.evaluation.control = twin.evaluation.report = twin.evaluation.overwrite = False
     return twin
@@ -69,36 +70,34 @@ def twin_of(recipe: Recipe) -> Recipe:
 def reuse_base(
     right: Run, twin: Run, arm: str, examples: Sequence[Example], keys: Sequence[ResponseKey], judge: str
 ) -> list[Sample]:
-    """Copy the base policy's responses and samples from the run that the twin controls.
+    """Copy the base policy's responses and samples from the run that the twin controls, to avoid paying twice.
 
     Args:
-        right: the run that the twin controls.
-        twin: the twin's run.
-        arm: the base policy's arm.
-        examples: the held-out examples.
-        keys: what each response depends on, in the order of the examples.
-        judge: whose samples.
+        right: The run that the twin controls.
+        twin: The twin's run.
+        arm: Arm of the base policy.
+        examples: The held-out examples.
+        keys: What each response depends on, in the order of the examples.
+        judge: The judge whose samples to copy.
 
     Returns:
-        One sample per example; none when any response has another key, or was not judged.
+        One sample per example; empty if any response has another key or was not judged.
     """
     wanted = {e.id: asdict(key) for e, key in zip(examples, keys, strict=True)}
     responses = stored_responses(right, arm)
     samples = {s.example_id: s for s in read_samples(right) if s.arm == arm and s.judge == judge}
     if any(i not in samples or i not in responses or responses[i].key != key for i, key in wanted.items()):
-        say(
-            f"{arm} is left out of the control's evaluation: the run that it controls holds no samples of the same keys"
-        )
+        say(f"{arm} is left out of the control's evaluation: the run that it controls has no samples to reuse")
         return []
-    there = stored_responses(twin, arm)
-    twin.append(RESPONSES, [responses[i].to_row() for i in wanted if i not in there])
+    copied = stored_responses(twin, arm)
+    twin.append(RESPONSES, [responses[i].to_row() for i in wanted if i not in copied])
     judged = {s.example_id for s in read_samples(twin) if s.arm == arm and s.judge == judge}
     twin.append(SAMPLES, [samples[i].to_row() for i in wanted if i not in judged])
     return [samples[i] for i in wanted]
 
 
 def write_results(run: Run, judge: str, seed: int) -> None:
-    """Write the table of a run again, with its twin beside it. Reads both from their folders."""
+    """Write the table of a run again, now with its twin. Reads both from their folders."""
     twin = open_run(run.twin)
     run.note(
         roles=run.roles | {CONTROL_ARM: TRAINED_CONTROL},
@@ -108,7 +107,7 @@ def write_results(run: Run, judge: str, seed: int) -> None:
     samples = by_arm(s for s in read_samples(run) if s.judge == judge and s.example_id in order)
     if "trained" not in samples:
         return
-    # A run that was killed and went on holds its samples in another order than a run in one go.
+    # A resumed evaluation stores its samples in another order, and the bootstrap depends on the order.
     arms = {arm: sorted(own, key=lambda s: order[s.example_id]) for arm, own in samples.items()}
     run.write(RESULTS, results(arms, run, seed, judge=judge, control=twin))
 

@@ -1,4 +1,4 @@
-"""The page that `rgsd train --report true` writes at the end of a run."""
+"""The report that `rgsd train --report` writes at the end of a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rgsd.runs import REPORT, Run
 
 
 def write_report(run: Run, *, trust_remote_code: bool = False) -> None:
-    """Write RUN/report.html with the token map of the first held-out prompt. A map that cannot be made is left out.
+    """Write RUN/report.html, with the token map of the first held-out prompt if it can be computed.
 
     Raises:
-        RunError: when the page cannot be written.
+        RunError: If the page cannot be written.
     """
     if not run.read_lines(TOKEN_MAPS):
         say("Token map of one held-out prompt")

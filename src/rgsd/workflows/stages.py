@@ -1,8 +1,10 @@
-"""Several training runs in a row, each from the trained policy of the one before: RGSD, then GRPO, from one recipe.
+"""Several training runs in a row from one recipe, for example RGSD and then GRPO.
+
+Each run starts from the trained policy of the run before.
 
 RUN/
-  1-train/     a run's folder, as `rgsd train` writes it
-  2-grpo/      another, whose base model is the policy of 1-train
+  1-train/     a run folder, as `rgsd train` writes it
+  2-grpo/      another one, whose base model is the policy of 1-train
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class Stage:
     """One of the runs.
 
     Args:
-        command: of the product: train, grpo or sft.
-        recipe: its settings. `train_stages` decides its folder, and its model unless it is the first.
+        command: The command: train, grpo or sft.
+        recipe: The settings. `train_stages` sets the folder, and the model of all stages but the first.
     """
 
     command: str
@@ -35,21 +37,20 @@ class Stage:
 
 
 def train_stages(stages: Sequence[Stage]) -> list[Run]:
-    """Train the stages in their order, under the first one's output folder.
+    """Train the stages in order, in the output folder of the first one.
 
-    With `resume_from_checkpoint`, a finished stage is not repeated, an unfinished one goes on from its checkpoint, and
-    the others start.
+    With `resume_from_checkpoint`, finished stages are kept, and an unfinished one resumes from its checkpoint.
 
     Raises:
-        ConfigError: for several processes.
-        RunError: when a finished stage has other settings now, or started from another policy.
+        ConfigError: If there are several processes.
+        RunError: If a finished stage has other settings now, or started from another policy.
     """
     root = Path(str(stages[0].recipe.training.output_dir))
     resume = bool(stages[0].recipe.training.resume_from_checkpoint)
     if stages[0].recipe.training.world_size > 1:
         raise ConfigError(
-            "stages train in one process: with several, run each stage as a command of its own, the second with "
-            "--model_name_or_path set to the first one's folder"
+            "stages train in one process: for several, run each stage as a separate command, with "
+            "--model_name_or_path set to the folder of the stage before"
         )
     done: list[Run] = []
     for number, stage in enumerate(stages, start=1):
@@ -66,7 +67,7 @@ def train_stages(stages: Sequence[Stage]) -> list[Run]:
         if not (folder / RECORD).is_file():
             recipe.training.resume_from_checkpoint = None
         done.append(train(recipe))
-        gc.collect()  # the trainer and its model are in cycles; the next stage wants their memory
+        gc.collect()  # The trainer and its model are in reference cycles, and the next stage needs their memory.
     return done
 
 
@@ -75,10 +76,10 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, recipe: Recipe, before: Run | None) -> None:
-    """Require a finished stage to be what the recipe asks for now.
+    """Check that a finished stage has the settings of the recipe and started from the stage before.
 
     Raises:
-        RunError: naming what differs.
+        RunError: If something differs; it names what.
     """
     remedy = "train all stages again with --overwrite, or choose another output_dir"
     if changed := changed_settings(recipe, folder):
