@@ -219,6 +219,25 @@ def test_the_reports_first_sentence_says_what_the_right_rubric_added(world):
     assert [a["name"] for a in as_json(found)["runs"][0]["arms"]] == ["base", "base+rubric", "trained", "control"]
 
 
+def test_the_run_and_its_report_say_what_recurs(world):
+    row = open_run(world / "run").meta["recurrence"]
+    assert row["weight_share"] == pytest.approx(4 / 9)  # of 5, 2 and -2 a prompt, the last two are in every rubric
+    assert [(c["criterion"], c["prompts"]) for c in row["first"]] == [("Is long.", 10), ("Shouts.", 10)]
+    (facts,) = read([str(world / "run")]).runs
+    assert any(s.startswith("Training data: 44 % of the rubric weight recurs") for s in verdict(facts))
+
+
+def test_a_run_that_is_replaced_takes_its_control_along(world, tmp_path):
+    argv = ["train", "--config", str(world / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "run" / ".lock").unlink()
+    before = open_run(tmp_path / "run").meta["id"]
+    assert main([*argv, "--overwrite", "true"]) == 0
+    assert not (tmp_path / "run" / "control").exists()
+    assert open_run(tmp_path / "run", finished=True).meta["id"] != before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_strange_or_unfinished_control_is_left_out_of_the_report(world, tmp_path):
     shutil.copytree(world / "run", tmp_path / "run")
     open_run(tmp_path / "run" / "control").note(status="running")

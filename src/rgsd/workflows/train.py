@@ -102,7 +102,8 @@ def _train_half(recipe: Recipe, judge: Judge, right: Run | None = None) -> Run:
         if is_main:
             run.begin()
             recurring = recurrence(split.train).to_row()
-            say(f"Training data: {in_words(recurring)}")
+            if right is None:
+                say(f"Training data: {in_words(recurring)}")
             run.note(near_duplicates=split.near_duplicates, recurrence=recurring, half_finished=False)
             if right is not None:
                 run.note(control_of=right.meta.get("id"))
