@@ -104,7 +104,7 @@ def check_model(training: Any, model: Any, command: str) -> None:
     """Require a model, and replace TRL's default output folder by runs/COMMAND.
 
     Raises:
-        ConfigError: when no model is named.
+        ConfigError: If no model is named.
     """
     from rgsd.errors import ConfigError
 

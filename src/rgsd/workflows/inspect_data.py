@@ -27,10 +27,10 @@ def inspect_data(path: str, settings: InspectConfig) -> bool:
     """Print the summary of rubric data and one example.
 
     Returns:
-        False when no example has the id `settings.example`.
+        False if no example has the id `settings.example`.
 
     Raises:
-        DataError: when the data cannot be read.
+        DataError: If the data cannot be read.
     """
     loaded = rubric_data.load(
         path, schema=settings.schema, split=settings.data_split, skip_bad_rows=settings.skip_bad_rows

@@ -90,7 +90,7 @@ def is_half_finished(recipe: Recipe) -> bool:
     """Whether a resumed recipe with a control, or its twin, is trained and evaluated already. Every process calls it.
 
     Raises:
-        RunError: when a setting changed that a resumed run must keep.
+        RunError: If a setting changed that a resumed run must keep.
     """
     if not recipe.training.resume_from_checkpoint:
         return False

@@ -1,13 +1,13 @@
-"""Deciding which way round a pitfall is worded: is meeting it good, or bad?
+"""Decide the polarity of a pitfall: whether meeting it is good or bad.
 
-RaR's pitfalls all carry a negative weight, and are worded both ways. "The response should avoid X" is met by a good
-response (most of RaR-Science); "Recommends X" and "Omits Y" are met by a bad one (most of RaR-Medicine). "Does not
-mention X" is either: a fault when X belongs in the answer, a virtue when X is wrong.
+All pitfalls of RaR have a negative weight, but two kinds of wording. A good response meets "The response should avoid
+X" (most of RaR-Science). A bad response meets "Recommends X" and "Omits Y" (most of RaR-Medicine). "Does not mention X"
+can be both: bad if X belongs in the answer, and good if X is wrong.
 
-Three sources say something: the description's wording (`polarity_wording.read`), the title ("Avoids ..." against
-"Omits ..."), and the rest of the row, which asks for X, rejects X, or does not speak of it. `decide` combines them.
-Where they disagree, or none of them says, there is no decision: an inverted pitfall teaches the opposite of what its
-author meant.
+There are three sources: the wording of the description (`polarity_wording.read`), the title ("Avoids ..." or "Omits
+..."), and the rest of the row, which may ask for X or reject X. `decide` combines them. If they disagree, or none of
+them tells, the polarity is undecided and the pitfall is left out, because an inverted pitfall teaches the opposite of
+what its author meant.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from rgsd.data.schemas.polarity_wording import (
 )
 
 Decision = Literal["avoid", "commit", "disagree", "silent"]
-"""How to take a pitfall. disagree: its sources contradict each other. silent: none of them says."""
+"""The polarity of a pitfall. disagree: its sources contradict each other. silent: none of them tells."""
 
 Naming = Literal["good", "no omission", "omission", "wrong act"]
-"""What a title names: a virtue ("Avoids ..."), the virtue of leaving nothing out ("Avoids Overlooking ..."), something
-left out ("Omits ..."), or a wrong act ("Misidentifies ...")."""
+"""What a title names: a virtue ("Avoids ..."), the virtue of leaving nothing out ("Avoids Overlooking ..."), an
+omission ("Omits ..."), or a wrong act ("Misidentifies ...")."""
 
 _IRRELEVANT = r"(?:irrelevant|unnecessary|extraneous|unrelated|superfluous|redundant|excessive|needless)"
 _TITLE_LABEL = re.compile(r"(?:common\s+)?(?:pitfall|mistake|error)s?\s*[:-]\s*")
@@ -54,7 +54,7 @@ _TITLE_GOOD = re.compile(
     r"|(?:omits?|omission\s+of|absence\s+of)\s+(?:incorrect|wrong|misleading|inaccurate|outdated|unsupported)\b"
     r"|(?:common\s+)?(?:error|mistake|pitfall|confusion|mis\w+)s?\s+avoidance\b"
 )
-# What an answer holds, rather than what befalls a patient: "Avoids Dehydration" does not bless leaving fluids out.
+# Parts of an answer, as opposed to what happens to a patient: "Avoids Dehydration" does not praise leaving out fluids.
 _TITLE_CONTENT = re.compile(
     r"\b(?:no|without|free|excludes?|rejects?|prevent\w*|omits?|ignores?|skips?|omission|absence|\w+\s+avoidance|common)\b"
     r"|\b(?:incorrect|wrong|inaccura|irrelevan|unnecessar|unrelated|extraneous|inappropriat|mislead|mis|over|confus|conflat"
@@ -85,7 +85,7 @@ _UNSAID = re.compile(
     r"(?:(?:do|does|did)\s*(?:not|n't)|not|cannot|no)\s+(?:(?:explicitly|clearly|ever|specifically|also|even)\s+)*"
     r"(?P<verb>\w+)\s+(?:(?:or|and)\s+(?P<second>\w+)\s+)?(?P<object>.+)"
 )
-# Left undone, these are a fault whatever they are said of: nobody is to leave a wrong thing unexplained.
+# Acts that are a fault if left undone, even if their object is wrong: a wrong thing should be explained too.
 _ALWAYS_OWED = words(
     "explain distinguish differentiate clarify justify warn caution verify derive check define demonstrate ensure",
     "correctly accurately adequately sufficiently fully properly acknowledge recogni[sz]e",
@@ -96,18 +96,18 @@ _OWED_OBJECT = re.compile(
     r"|limitations?|significance|reasons?|rationale|why|how|key|critical|crucial|essential|necessary|safety|monitoring"
     r"|follow[- ]up|informed\s+consent|ruling\s+out|excluding|checking|verifying|confirming|assessing|evaluating)\b"
 )
-# "Does not mention that X is contraindicated": a warning left out.
+# "Does not mention that X is contraindicated" omits a warning.
 _OWED_WARNING = re.compile(
     r"that\s+.{1,120}?\b(?:(?:is|are)\s+(?:\w+\s+)?(?:contraindicated|harmful|dangerous|unsafe|(?:to\s+be\s+)?avoided)"
     r"|should\s+(?:be\s+avoided|not\b)|must\s+not\b|(?:can|may)\s+(?:cause|worsen|trigger))\b"
 )
 _CLAIMS = words("claim assert suggest imply conclude argue insist recommend")
-# Other diagnoses, causes and options are owed by some answers and are clutter in others.
+# Other diagnoses, causes and options belong in some answers and are clutter in others.
 _PERHAPS_OWED = re.compile(
     r"(?:(?:any|the|an?|at\s+least\s+one)\s+)*(?:other|alternative|additional|further|differential)\b"
     rf"(?!.*\b{_IRRELEVANT}\b)"
 )
-# After the object: what leaving it out does, or what the object is.
+# Follows the object: the effect of leaving it out, or a judgement of the object.
 _FAULTS_FOLLOW = re.compile(
     r"\b(?:or|and)\s+(?:lacks?|fails?|omits?|neglects?|overlooks?)\b"
     r"|\b(?:leading\s+to|resulting\s+in|causing|risking)\s+(?:\w+\s+){0,2}(?:confus|misunder|misinterp|ambigu|incomplete"
@@ -122,7 +122,7 @@ _SAID_WRONG_AFTER = re.compile(
     r"|\b(?:that|which)\s+(?:are|is|do|does)\s+(?:not\s+(?:pertain|relate|relevant|related|pertinent|applicable|indicative"
     r"|supported|associated)|unlikely|irrelevant|unrelated)\b"
 )
-# "Does not suggest X without clear differentiation", "... unless relevant": X is wanted only under a condition.
+# "Does not suggest X without clear differentiation", "... unless relevant": X is good only under a condition.
 _CONDITION = re.compile(
     r"\bunless\b|\bexcept\s+(?:when|if|where)\b"
     r"|\bwithout\s+(?:(?:clear|proper|adequate|sufficient|appropriate|any|further|specific|diagnostic|prior)\s+)?(?:evidence|justification"
@@ -146,14 +146,14 @@ _TELLS = (
     r"mention\w*|discuss\w*|address\w*|explain\w*|acknowledg\w*|recommend\w*|suggest\w*|provid\w*|includ\w*|identif\w*"
 )
 _AVOIDS_TELLING = re.compile(rf"(?:avoid|refrain|abstain)(?:s|ed|ing)?\s+(?:from\s+)?(?:{_TELLS})\s+(?P<object>.+)")
-# An adjective before its noun: "... that statement (B) is false" says nothing against the statement.
+# An adjective before its noun. "... that statement (B) is false" does not argue against the statement.
 _WRONG_OBJECT = re.compile(
     r"(?<!\bis )(?<!\bare )(?<!\bbe )(?<!\bas )(?<!\bwas )"
     rf"\b(?P<wrong>{_IRRELEVANT}|incorrect|wrong|misleading|inaccurate|unsupported|false(?!\s+(?:positive|negative))|erroneous"
     r"|inappropriate|unsafe|harmful|outdated|unproven|dangerous|speculative|contradictory|unlikely|distract\w*|mistaken\w*"
     r"|unfounded)\b"
 )
-# Signs that an act is a bad one, whatever its title says.
+# Signs that an act is bad, independent of the title.
 _BADLY = re.compile(
     rf"\b(?:instead\s+of|rather\s+than|despite|incorrectly|wrongly|mistakenly|prematurely|unnecessarily|{_IRRELEVANT}"
     r"|without\s+(?!(?:\w+\s+)?(?:unnecessary|extraneous|irrelevant|excess\w*|overly|adding|digress\w*|jargon|detail)))\b"
@@ -197,33 +197,33 @@ _HARMS = re.compile(
 _OPTIONS = re.compile(r"\(([a-h])\)")
 _RIGHT_OPTION = re.compile(r"\(([a-h])\)|\b(?:answer|option|choice)\s+is:?\s+([a-h])[.)]")
 ASKED_SHARE = 0.6
-"""Share of a pitfall's content tokens that one sentence of the row must hold to be about the same thing."""
+"""Share of a pitfall's content words that a sentence of the row must contain to be about the same thing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the rest of a row wants.
+    """What the rest of a row asks for.
 
     Args:
-        wanted: the row's positive criteria, without labels, and the sentences of its reference answer.
+        wanted: The texts of its positive criteria, without labels, and the sentences of its reference answer.
     """
 
     wanted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, criteria: Iterable[str], reference: str | None) -> Row:
-        """From the positive criteria's texts and the reference answer."""
+        """Build it from the texts of the positive criteria and the reference answer."""
         sentences = re.split(r"(?<=[.!?;])\s+|\n+", reference or "")
         return cls(tuple(text for text in (*criteria, *sentences) if text.strip()))
 
 
 def decide(text: str, title: str | None, row: Row) -> Decision:
-    """How to take a pitfall, from its wording, its title and the rest of its row.
+    """Decide the polarity of a pitfall from its wording, its title and the rest of its row.
 
     Args:
-        text: the description without its label.
-        title: its title, if any.
-        row: what the rest of the row wants.
+        text: The description without its label.
+        title: The title, if there is one.
+        row: What the rest of the row asks for.
     """
     rest = without_subject(plain(text))
     wording, names = read(text), _title(title)
@@ -234,7 +234,7 @@ def decide(text: str, title: str | None, row: Row) -> Decision:
     if telling := _AVOIDS_TELLING.match(rest):
         return _avoids_telling(telling["object"], names, row)
     if avoidance := _AVOIDANCE.match(rest):
-        # "Avoids ignoring X" is no less a virtue under "Neglect of X".
+        # "Avoids ignoring X" stays a virtue under the title "Neglect of X".
         is_evasive = names in ("omission", "wrong act") and not BAD.match(rest[avoidance.end() :].lstrip())
         return "disagree" if is_evasive else "avoid"
     if against := _SAID_AGAINST.match(rest):
@@ -248,7 +248,7 @@ def decide(text: str, title: str | None, row: Row) -> Decision:
 
 
 def _title(title: str | None) -> Naming | None:
-    """What a title names; None for a topic, or for no title."""
+    """What a title names; None for a topic, or without a title."""
     text = _TITLE_LABEL.sub("", plain(title or ""), count=1)
     if negated := _TITLE_NEGATED.match(text):
         act = text[negated.end() :]
@@ -270,7 +270,7 @@ def _is_double_negative(rest: str) -> bool:
 
 
 def _unsaid(unsaid: re.Match[str], wording: Reading | None, title: str | None, row: Row) -> Decision:
-    """ "Does not VERB X": a virtue when X is wrong, a fault when X belongs in the answer."""
+    """Decide "does not VERB X": good if X is wrong, bad if X belongs in the answer."""
     verb, second, what = unsaid["verb"], unsaid["second"], unsaid["object"]
     act, names = f"{verb} {what}", _title(title)
     wrong = _WRONG_OBJECT.search(what[:80])
@@ -284,7 +284,7 @@ def _unsaid(unsaid: re.Match[str], wording: Reading | None, title: str | None, r
         if (names == "good" and is_wrong) or re.match(rf"\w+\s+(?:\w+\s+)?{_IRRELEVANT}\b", act):
             return "disagree"
         return "commit"
-    # A drug that the row calls the cause of harm is not one that it asks to be recommended.
+    # A row that calls a drug the cause of harm mentions it without asking for it.
     skip = _HARMS if _PRESCRIBES.match(act) else None
     must = wrong["wrong"] if wrong else None
     stance = _options(what, row) or _stance(what, row, skip=skip, must=must, topic=None if names else title)
@@ -301,30 +301,30 @@ def _unsaid(unsaid: re.Match[str], wording: Reading | None, title: str | None, r
     if any(good):
         bears_on_it = names == "good" and _bears_on(plain(title or ""), what)
         is_clear = bears_on_it or is_wrong or _options(what, row) == "rejected"
-        # "Does not recommend X without confirmation" and "does not mention X unless ..." are said of a careful answer.
+        # "Does not recommend X without confirmation" and "does not mention X unless ..." describe a careful answer.
         is_clear = is_clear or (condition and (_PRESCRIBES.match(act) or condition.group().startswith("unless")))
         return "avoid" if is_clear else "silent"
     if any(bad):
         return "commit"
-    # An act that is no act of telling: "does not round intermediate values".
+    # The verb is not about telling, as in "does not round intermediate values".
     return "avoid" if wording == "avoid" else "silent"
 
 
 def _bears_on(title: str, what: str) -> bool:
-    """Whether a title "Avoids ..." is about something that an answer says, so that leaving `what` out is meant."""
+    """Whether a title "Avoids ..." is about the content of an answer, and therefore means leaving out `what`."""
     if _TITLE_DELAY.search(title):
         return _WAITS.search(what) is not None
     return _TITLE_CONTENT.search(title) is not None or bool(_tokens(title) & _tokens(what))
 
 
 def _never(what: str, wording: Reading | None, names: Naming | None, row: Row) -> Decision:
-    """ "Never VERBs X": an instruction, unless X is owed."""
+    """Decide "never VERBs X": an instruction, unless X belongs in the answer."""
     is_owed = names in ("omission", "wrong act") or _OWED_OBJECT.match(what) or _stance(what, row) == "asked"
     return "disagree" if is_owed else wording or "silent"
 
 
 def _said_against(rest: str, title: str, row: Row) -> Decision:
-    """ "Recommends against X", "Suggests avoiding X": good when X is wrong, bad when the row asks for it.
+    """Decide "recommends against X" and "suggests avoiding X": good if X is wrong, bad if the row asks for it.
 
     A title "Avoids ..." may mean the advice or what it is about, so it counts only where X is something to be told
     ("discussing other disorders"), or where it names X itself.
@@ -340,13 +340,13 @@ def _said_against(rest: str, title: str, row: Row) -> Decision:
 
 
 def _avoids_telling(what: str, names: Naming | None, row: Row) -> Decision:
-    """ "Avoids mentioning X": evasive when the row asks for X."""
+    """Decide "avoids mentioning X", which is evasive if the row asks for X."""
     bad = names in ("omission", "wrong act") or (_stance(what, row) == "asked" and not _WRONG_OBJECT.search(what[:80]))
     return "disagree" if bad else "avoid"
 
 
 def _act(rest: str, names: Naming | None, row: Row) -> Decision:
-    """ "Recommends X" is a bad act under any title; "States X" under none that says the opposite."""
+    """Decide "recommends X", which is bad under any title, and "states X", which a virtue in the title contradicts."""
     if _PRESCRIBES.match(rest):
         is_asked = _stance(rest, row, share=0.95) == "asked"
         if _AND_AVOIDS.search(rest):
@@ -363,14 +363,14 @@ def _tokens(text: str) -> set[str]:
 
 
 def _stem(token: str) -> str:
-    """A crude stem, enough to match "diuretic" and "diuretics", "replacing" and "replacement"."""
+    """A crude stem, which matches "diuretic" with "diuretics", and "replacing" with "replacement"."""
     if len(token) <= 5:
         return token.removesuffix("s")
     return re.sub(r"(?:ations?|ated|ating|ements?|ings?|ies|ed|es|s|ly|al|ic|y|e)$", "", token)
 
 
 def _head(what: str) -> set[str]:
-    """The tokens of what an object is about, before what is said of it: "a pelvic ultrasound as the first test"."""
+    """The content words of the head of an object: "pelvic ultrasound" in "a pelvic ultrasound as the first test"."""
     for part in _HEAD_ENDS.split(what):
         # "starting steroids" is about steroids; "monitoring of liver enzymes" has nothing else before "of".
         tokens = _tokens(_GERUND.sub("", part, count=1)) or _tokens(part)
@@ -380,7 +380,7 @@ def _head(what: str) -> set[str]:
 
 
 def _options(what: str, row: Row) -> Literal["asked", "rejected"] | None:
-    """Whether the row's right options are those of a pitfall that names an option as the answer."""
+    """Whether the row's correct options are those that a pitfall names as the answer."""
     named = set(_OPTIONS.findall(what))
     if not named or not re.search(r"\b(?:answer|choice|option|correct)\b", what) or _AGAINST.search(what):
         return None
@@ -405,15 +405,15 @@ def _stance(
     must: str | None = None,
     topic: str | None = None,
 ) -> Literal["asked", "rejected"] | None:
-    """Whether the row asks for something, rejects it, or says neither (or both).
+    """Whether the row asks for something or rejects it; None for neither or both.
 
     Args:
-        what: the thing, as the pitfall words it.
-        row: what the rest of the row wants.
-        share: the share of its tokens that a sentence must hold to be about it.
-        skip: sentences with this say neither.
-        must: a part of `what` without which a sentence is about something else.
-        topic: a title that only names a topic; a sentence with all of it is about that topic.
+        what: The thing, in the words of the pitfall.
+        row: What the rest of the row asks for.
+        share: Share of its content words that a sentence must contain to be about it.
+        skip: Sentences that match this are ignored.
+        must: A part of `what` that a sentence must contain to be about it.
+        topic: A title that only names a topic. A sentence that contains all of it is about that topic.
     """
     named, head = _tokens(what), _head(what)
     if not named or _OTHER_THAN.search(what):
@@ -441,5 +441,5 @@ def _stance(
 
 
 def _is_against(sentence: str, named: set[str]) -> bool:
-    """Whether a sentence speaks against what is named, or ends it ("stops warfarin", yet not "stops bleeding with")."""
+    """Whether a sentence argues against something, or stops it ("stops warfarin", but not "stops bleeding with it")."""
     return bool(_AGAINST.search(sentence)) or any(_tokens(ends["object"]) & named for ends in _ENDS.finditer(sentence))

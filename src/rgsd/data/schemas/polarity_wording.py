@@ -1,7 +1,7 @@
-"""How a pitfall of RaR is worded: as what to do, as what a bad response does, or neither.
+"""Read the wording of a RaR pitfall: an instruction, the fault of a bad response, or neither.
 
-"The response should avoid X" is met by a good response, "Recommends X" and "Omits Y" by a bad one. `read` looks at the
-description alone; `rgsd.data.schemas.polarity` adds the title and the rest of the row.
+A good response meets "The response should avoid X"; a bad one meets "Recommends X" and "Omits Y". `read` looks only at
+the description; `rgsd.data.schemas.polarity` adds the title and the rest of the row.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Literal
 from rgsd.rubrics.checks import PLAIN
 
 Reading = Literal["avoid", "commit"]
-"""avoid: an instruction, meeting it is good. commit: the bad act itself, meeting it is bad."""
+"""avoid: the text is an instruction, and meeting it is good. commit: it names the fault, and meeting it is bad."""
 
 
 def words(*lists: str) -> re.Pattern[str]:
-    """Any of the words at the beginning of a text; "_" stands for the white space inside a phrase."""
+    """A pattern for any of the words at the start of a text. "_" is white space inside a phrase."""
     alternatives = [word.replace("_", r"\s+") for text in lists for word in text.split()]
     return re.compile(rf"(?:{'|'.join(alternatives)})\b")
 
 
 def verbs(*lists: str) -> str:
-    """The verbs in all their regular forms, as a word list again."""
+    """The verbs in all their regular forms, as a list for `words`."""
     return " ".join(_forms(verb) for text in lists for verb in text.split())
 
 
@@ -33,11 +33,11 @@ def _forms(verb: str) -> str:
         return f"{stem[:-1]}(?:e|es|ed|ing){tail}"
     if re.search(r"[^aeiou]y$", stem):
         return f"{stem[:-1]}(?:y|ies|ied|ying){tail}"
-    # The last letter may be doubled: "omitting".
+    # The last letter can be doubled, as in "omitting".
     return f"{stem}(?:e?s|{stem[-1]}?ed|{stem[-1]}?ing)?{tail}"
 
 
-# What the verb is said of: "The (final) answer ...", "A response that ...", "It ...".
+# The subject: "The (final) answer ...", "A response that ...", "It ...".
 _SUBJECT = re.compile(
     r"(?:(?:an?|the|this|that|any|each|every)\s+)?"
     r"(?:(?:final|complete|correct|ideal|good|given|generated|model's|student's|assistant's|overall|written)\s+)*"
@@ -58,7 +58,7 @@ _SHOULD_NOT = re.compile(
 )
 _ACT_AS_SUBJECT = re.compile(r"\w+(?:ing|ion|ure)\b|(?:any|use|units?|values?)\b")
 
-# Virtues: a pitfall that begins with one is worded as what to do.
+# Virtues. A pitfall that starts with one is worded as an instruction.
 AVOID = words(
     verbs("avoid refrain abstain prevent warn caution ensure remain maintain keep stay clarify acknowledge"),
     verbs("distinguish differentiate steer_clear guard_against make_sure watch_out"),
@@ -69,7 +69,7 @@ AVOID = words(
     r"no_(?:\w+_){0,2}(?:errors?|mistakes?|omissions?|contradictions?|misconceptions?|misinterpretations?)",
 )
 
-# Faults: an omission or a wrong act, whatever its object.
+# Faults: omissions and wrong acts, whatever their object.
 _FAULT_VERBS = verbs(
     "fail omit neglect overlook ignore miss forget lack skip leave_out disregard dismiss downplay confuse conflate",
     "mistake contradict violate invent fabricate hallucinate exaggerate speculate deviate digress jump mix_up swap",
@@ -86,7 +86,7 @@ _FAULTS = (
 )
 BAD = words(_FAULT_VERBS, _FAULTS)
 
-# Neutral acts: at the head of a pitfall ("Recommends X", "States that X") they say what a bad response does.
+# Neutral acts. At the start of a pitfall ("Recommends X", "States that X"), they name what a bad response does.
 ACT = words(
     verbs(
         "recommend suggest advise prescribe propose advocate encourage endorse promote state claim assert say conclude",
@@ -98,7 +98,7 @@ ACT = words(
     "notes noting mak(?:e|es|ing)_(?!(?:it_)?clear|sure|no\\b)",
 )
 
-# After "does not", these left undone are the fault itself: "Does not mention the risk of ...".
+# Acts that are a fault if left undone, as in "Does not mention the risk of ...".
 _PUTS_IN = "mention state list discuss describe include provide reference cite give offer present"
 _DUTY = words(
     _PUTS_IN,
@@ -108,9 +108,9 @@ _DUTY = words(
     "support assess evaluate interpret rule_out monitor follow take_into_account make_(?:it_)?clear",
     "correctly accurately adequately clearly explicitly sufficiently fully properly",
 )
-# Of those, the ones whose object may be the fault: "Does not include irrelevant detail".
+# Those of them whose object can be the fault, as in "Does not include irrelevant detail".
 _INSERTS = words(_PUTS_IN)
-# After "does not", whether these left undone are good depends on the object: the wording does not decide.
+# After "does not", only the object of these tells whether it is good to leave them undone.
 _OPEN = words(
     "recommend suggest advise prescribe propose advocate encourage use apply perform administer start initiate order"
 )
@@ -123,7 +123,7 @@ FAULTY_OBJECT = re.compile(
 _ADDS_NOTHING_WRONG = re.compile(
     r"\w+(?:s|ing)\s+no\s+(?:\w+\s+)?(?:unnecessary|irrelevant|extraneous|unrelated|unsupported|incorrect|false|misleading)\b"
 )
-# A mistake is named, and then said to be avoided.
+# The text names a mistake, and then says to avoid it.
 _MISTAKE_TO_AVOID = re.compile(
     r"\b(?:mistakes?|errors?|pitfalls?|misconceptions?|traps?|oversights?)\s+(?:(?:that|which)\s+)?"
     r"(?:(?:should|must|needs?\s+to|has\s+to|have\s+to|is|are)\s+)?(?:to\s+)?(?:be\s+)?avoid(?:ed)?\b"
@@ -132,7 +132,7 @@ _THEN_AVOID = re.compile(
     r"[;.,]\s+(?:so\s+|and\s+|but\s+)?(?:the\s+|an?\s+|any\s+)?(?:\w+\s+)?(?:response|answer|explanation|solution|student)s?"
     r"\s+(?:should|must|needs?\s+to|has\s+to)\s+(?:\w+\s+)?(?:avoid|not|never|refrain|guard)\b"
 )
-# "Unnecessary tests should be avoided", yet not "Incorrectly states that X should be avoided".
+# "Unnecessary tests should be avoided", but not "Incorrectly states that X should be avoided".
 _TO_BE_AVOIDED = re.compile(
     r"(?:(?!\b(?:that|which|who|stat|claim|recommend|suggest|say|advis|assert|conclud)\w*)[^,;.]){1,100}?"
     r"\b(?:should|must|needs?\s+to|has\s+to|have\s+to|ought\s+to|is\s+to|are\s+to)\s+be\s+(?:avoided|prevented|excluded)\b"
@@ -146,7 +146,7 @@ _IS_MISSING = re.compile(
     r"(?:\w+\s+){1,5}(?:is|are)\s+(?:missing|absent|omitted|ignored|neglected|overlooked|confused|misstated"
     r"|not\s+(?:given|stated|mentioned|included|provided|explained|addressed|considered))\b"
 )
-# "Penalize responses that ...", "Deduct points if the answer ...": what follows is the bad act.
+# "Penalize responses that ...", "Deduct points if the answer ...": what follows is the fault.
 _PENALTY = re.compile(
     r"(?:penali[sz]es?|deducts?\s+points?|subtracts?\s+points?|flags?|marks?\s+down|downgrades?|loses?\s+points?)\s+"
     r"(?:(?:any|an?|the|for|if|when)\s+)*"
@@ -158,13 +158,13 @@ WRONGLY = words(
 
 
 def read(text: str) -> Reading | None:
-    """How a pitfall's text, without its label, is worded.
+    """Read the polarity from the wording of a pitfall, without its label.
 
     Args:
-        text: e.g. "The response should avoid rounding early" or "Recommends antibiotics".
+        text: For example "The response should avoid rounding early" or "Recommends antibiotics".
 
     Returns:
-        "avoid" when meeting it is good, "commit" when meeting it is bad, None when the wording does not say.
+        "avoid" if meeting it is good, "commit" if meeting it is bad, None if the wording does not tell.
     """
     whole = plain(text)
     rest = without_subject(whole)
@@ -186,7 +186,7 @@ def plain(text: str) -> str:
 
 
 def without_subject(text: str) -> str:
-    """A plain text without "The response" and the like, and without leading adverbs."""
+    """The text without its subject ("The response", ...) and without leading adverbs."""
     subject = _SUBJECT.match(text)
     rest = text[subject.end() :] if subject else text
     adverbs = _ADVERBS.match(rest)
@@ -194,8 +194,8 @@ def without_subject(text: str) -> str:
 
 
 def _head(rest: str) -> Reading | None:
-    """A sentence that begins with its verb, a gerund or a noun."""
-    # "Confusing mass with weight should be avoided": the act is the subject of an instruction.
+    """Read a text that starts with a verb, a gerund or a noun."""
+    # "Confusing mass with weight should be avoided": the fault is the subject of an instruction.
     if _ACT_AS_SUBJECT.match(rest) and _SHOULD_NOT.search(rest):
         return "avoid"
     if AVOID.match(rest) or _ADDS_NOTHING_WRONG.match(rest) or _MISTAKE_TO_AVOID.search(rest):
@@ -212,19 +212,19 @@ def _head(rest: str) -> Reading | None:
 
 
 def _possible(rest: str) -> Reading | None:
-    """After "may", "might", "could": a fault that may happen, or nothing said."""
+    """Read what follows "may", "might" or "could": a possible fault, or nothing that tells."""
     return "commit" if _NOT.match(rest) or BAD.match(rest) or WRONGLY.match(rest) else None
 
 
 def _negated(word: str, rest: str, *, has_subject: bool) -> Reading | None:
-    """After "does not", "do not", "never", "not"."""
-    # Without a subject, "do not" and "never" are imperatives: instructions.
+    """Read what follows "does not", "do not", "never" or "not"."""
+    # Without a subject, "do not" and "never" are imperatives, that is, instructions.
     if not has_subject and re.match(r"do\b|don't|never", word):
         return "avoid"
-    # "Not mentioning the risk" names an omission; "not to round early" instructs.
+    # "Not mentioning the risk" names an omission; "not to round early" is an instruction.
     if word == "not" and re.match(r"\w+ing\b", rest):
         return "avoid" if BAD.match(rest) else "commit"
-    # "does not overlook X": two negatives.
+    # "does not overlook X" is a double negative.
     if word == "never" or WRONGLY.match(rest) or BAD.match(rest):
         return "avoid"
     if (_INSERTS.match(rest) or _OPEN.match(rest)) and FAULTY_OBJECT.match(rest):
