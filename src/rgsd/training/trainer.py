@@ -431,8 +431,10 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         }
 
     def _run_teacher(self, rollouts: list[Rollout], groups: int) -> None:
-        """Give each rollout the teacher's hidden states. One pass per step, grouped by the teacher's own lengths; with
-        `teacher_contrast`, another one for the prompts with another prompt's rubric."""
+        """Give each rollout the teacher's hidden states, in one pass per step, grouped by the teacher's own lengths.
+
+        With `teacher_contrast`, a second pass reads the prompts with another prompt's rubric.
+        """
         student = self.accelerator.unwrap_model(self.model)
         own = student.get_output_embeddings().weight
         with self._step_metrics.timed("teacher"), self.teacher.active(), self.accelerator.autocast(), frozen(student):
