@@ -1,7 +1,12 @@
 """The lab on a real model: arms that start from arms, both splits, tuning, and intervals over shared prompts."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -356,3 +361,36 @@ def test_a_follower_of_a_failed_arm_fails_and_the_others_do_not(lab, tmp_path):
     assert main([*command, *chosen[:-1]]) == 1
     assert open_run(tmp_path / "out" / "seed-0" / "grpo-then-rgsd").meta["lab_status"] == "measured"
     assert not (tmp_path / "out" / "seed-0" / "rgsd-then-grpo" / "run.json").exists()
+
+
+WORKER = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from rgsd.lab.running import _prepare_worker
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_prepare_worker, initargs=(1, os.getpid()))
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.integration
+def test_a_killed_lab_leaves_no_worker_behind(tmp_path):
+    """A worker that trained on would hold its run's lock, and the same command could not resume."""
+    (tmp_path / "lab.py").write_text(WORKER)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "lab.py")], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    stat = Path(f"/proc/{worker}/stat")
+    for _ in range(300):
+        # A zombie has ended; nothing here can reap it.
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived the lab by 30 seconds")

@@ -32,7 +32,11 @@ class Claim:
     source: str = "2606.12507"
 
 
-_THEN = "2608.31119"
+_THEN, _HINTS = "2608.31119", "2606.11709"
+_CONTRAST = tuple(
+    Claim(f"A contrastive teacher (gamma {gamma:g}) beats the plain one.", f"contrast-{gamma:g}", "rgsd", source=_HINTS)
+    for gamma in (0.5, 1, 2)
+)
 CLAIMS: tuple[Claim, ...] = (
     Claim("The base model scores higher when it sees the rubric (the conditioning gap).", "base+rubric", "base"),
     Claim("RGSD raises satisfaction on held-out prompts.", "rgsd", "base"),
@@ -61,6 +65,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("A lenient judge is hacked: responses state more facts.", "judge-lenient", "judge-exact", "stated"),
     Claim("A judge that favors long responses trains a worse policy.", "judge-lenient", "judge-exact", kind="less"),
     Claim("A judge that favors long responses makes responses longer.", "judge-lenient", "judge-exact", "tokens"),
+    *_CONTRAST,
     Claim("RGSD followed by GRPO beats RGSD alone.", "rgsd-then-grpo", "rgsd", source=_THEN),
     Claim("RGSD followed by GRPO beats GRPO alone in equal time.", "rgsd-then-grpo", "grpo-19", source=_THEN),
     Claim("RGSD before GRPO beats RGSD after GRPO.", "rgsd-then-grpo", "grpo-then-rgsd", source=_THEN),
@@ -85,6 +90,7 @@ BUNDLED_CLAIMS: tuple[Claim, ...] = (
     Claim("The raw rubric beats a self-written reference.", "rgsd", "reference"),
     Claim("Adding a reference to the rubric gains nothing.", "both", "rgsd", kind="same", source="this lab"),
     Claim("A frozen teacher is as good as a moving average.", "rgsd", "ema", kind="no less", source="SDFT"),
+    *_CONTRAST,
     Claim("RGSD followed by GRPO beats RGSD alone.", "rgsd-then-grpo", "rgsd", source=_THEN),
     Claim("RGSD followed by GRPO beats GRPO alone on equal prompts.", "rgsd-then-grpo", "grpo", source=_THEN),
     Claim("RGSD before GRPO beats RGSD after GRPO.", "rgsd-then-grpo", "grpo-then-rgsd", source=_THEN),
