@@ -69,6 +69,7 @@ def world(tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"data": str(folder / "data.jsonl")}))
     grpo = RECIPE | {"data": str(folder / "data.jsonl"), "num_generations": 2}
     (folder / "grpo.yaml").write_text(yaml.safe_dump(grpo))
+    (folder / "lab.yaml").write_text(yaml.safe_dump({"arms": {"tiny": {"command": "train", "max_steps": 1}}}))
     return folder
 
 
@@ -85,6 +86,10 @@ def test_no_command_touches_the_network(world):
         ["eval", "nano", "mine", *short, "--output_dir", "eval"],
         ["report", "mine", "--output", "report.html"],
         ["export", "mine", "--output_dir", "out"],
+        ["explain", "mine", "--output", "explain.html"],
+        ["audit", "mine", "--audits", "length"],
+        ["compare", "mine:base", "mine:trained"],
+        ["lab", "--grid", "lab.yaml", "--arms", "tiny", "--workers", "1", "--output_dir", "lab"],
     ]
     for argv in commands:
         code, text, asked = rgsd(world, *argv)
