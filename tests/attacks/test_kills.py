@@ -59,7 +59,16 @@ def assert_equal(got, want):
 def gap(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("gap")
     make_world(folder, tokenizer)
-    argv = ["gap", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--max_new_tokens", "6", "--templates", "paper"]
+    argv = [
+        "gap",
+        str(folder / "model"),
+        "--data",
+        str(folder / "data.jsonl"),
+        "--max_new_tokens",
+        "6",
+        "--templates",
+        "paper",
+    ]
     argv += ["--rollout_tokens", "6", "--divergence_prompts", "2", "--held_out", "4", "--output_dir"]
     code, text = run([*argv, str(folder / "whole")], folder)
     assert code == 0, text

@@ -61,7 +61,7 @@ def world(tmp_path_factory):
         {
             "id": f"r{i}",
             "prompt": "Name a colour" + " now" * i,
-            "rubric": [{"criterion": "Names red.", "weight": 1, "check": {"any": ["red", "a"]}}],
+            "rubric": [{"criterion": f"Names red {i}.", "weight": 1, "check": {"any": ["red", "a"]}}],
         }
         for i in range(6)
     ]

@@ -1,5 +1,6 @@
 """Replies on disk: shared by processes, intact after a kill, and never paid for twice."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -9,10 +10,12 @@ import sys
 import time
 
 import pytest
+from support.openai_server import OpenAIServer, asked_ids
 
 from rgsd.errors import ConfigError, JudgeError
 from rgsd.judges import JudgeConfig, build_judge
 from rgsd.judges.cache import ReplyCache
+from rgsd.rubrics import Criterion, Example, Rubric
 
 
 def test_what_is_put_is_there_in_another_opening(tmp_path):
@@ -35,6 +38,55 @@ def test_a_released_or_expired_claim_can_be_taken(tmp_path):
     assert cache.claim("b", 0.01)
     time.sleep(0.02)
     assert cache.claim("b", 60)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"machine": "elsewhere", "until": time.time() + 10**7},  # its clock is ahead: nobody would wait for the end
+        {"machine": "elsewhere", "until": float("inf")},
+        {"until": "later"},
+        {"pid": 10**18},
+        {"pid": -5},
+        {"pid": 0},
+        {"pid": "one"},
+    ],
+    ids=str,
+)
+def test_a_damaged_claim_is_void(tmp_path, row):
+    cache = ReplyCache(tmp_path / "c.sqlite")
+    lease = {"key": "k", "owner": "o", "machine": cache._me.machine, "pid": 1, "started": "s", "until": time.time() + 9}
+    cache._db.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?)", tuple((lease | row).values()))
+    assert cache.claim("k")
+    assert not cache.claim("k")  # it is this opening's now, and no transaction is left open
+
+
+@pytest.mark.parametrize("wrong", [{"text": 5}, {"code": 1}, {"finish_reason": []}, {"is_refusal": "x"}], ids=str)
+def test_a_damaged_unusable_reply_counts_as_none(tmp_path, wrong):
+    cache = ReplyCache(tmp_path / "c.sqlite")
+    sound = {"text": "t", "code": "c", "finish_reason": "stop", "is_refusal": False}
+    cache.put_unusable("k", [sound])
+    assert cache.unusable("k") == [sound]
+    cache.put_unusable("k", [sound | wrong])
+    assert cache.unusable("k") == []
+
+
+def test_a_stored_reply_without_its_code_is_asked_for_again(tmp_path):
+    def grant(request):
+        return json.dumps({"verdicts": [{"id": i, "met": True} for i in asked_ids(request)]})
+
+    with OpenAIServer(grant) as server:
+        config = JudgeConfig(judge="local/j", judge_api_base=server.url, judge_cache=str(tmp_path / "c.sqlite"))
+        example = Example("e", ({"role": "user", "content": "Q?"},), Rubric((Criterion("Rest."),)))
+        for damage in (None, '{"text": "x"}', '{"text": "x", "code": 7}', "[1]"):
+            if damage:
+                with sqlite3.connect(tmp_path / "c.sqlite") as db:
+                    db.execute("UPDATE replies SET reply = ?", (damage,))
+                db.close()
+            judge = build_judge(config)
+            assert [v.met for v in judge.judge(example, "Rest.").verdicts] == [True]
+            judge.close()
+        assert len(server.records()) == 4
 
 
 def test_the_claim_of_a_killed_process_is_void(tmp_path):

@@ -26,6 +26,8 @@ from rgsd.redaction import redact_known
 
 LEASE = 30.0
 """Seconds until a claim expires unless it is renewed: the longest wait for a process whose death cannot be observed."""
+LONGEST_LEASE = 4 * LEASE
+"""Claims of another machine that end later than this many seconds from now are void: its clock is wrong."""
 RENEW_EVERY = 5.0
 """Seconds between renewals of this process's claims."""
 LOCK_TIMEOUT = 10.0
@@ -122,7 +124,7 @@ class ReplyCache:
         def work() -> bool:
             row = self._db.execute("SELECT owner, machine, pid, started, until FROM leases WHERE key = ?", (key,))
             lease = row.fetchone()
-            if lease is not None and lease[4] >= now and not Holder(*lease[:4]).is_dead(self._me.machine):
+            if lease is not None and _is_live(lease, now, self._me.machine):
                 return False
             until = now + (LEASE if seconds is None else seconds)
             self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)", (key, *self._me, until))
@@ -158,7 +160,14 @@ class ReplyCache:
         except (ValueError, TypeError, RecursionError):
             return []
         fields = {"text", "code", "finish_reason", "is_refusal"}
-        is_valid = isinstance(replies, list) and all(isinstance(r, dict) and set(r) == fields for r in replies)
+        is_valid = isinstance(replies, list) and all(
+            isinstance(r, dict)
+            and set(r) == fields
+            and all(isinstance(r[name], str) for name in ("text", "code"))
+            and isinstance(r["finish_reason"], str | None)
+            and isinstance(r["is_refusal"], bool)
+            for r in replies
+        )
         return replies if is_valid else []
 
     def put_unusable(self, key: str, replies: list[dict[str, Any]]) -> None:
@@ -211,10 +220,12 @@ class ReplyCache:
             self._db.execute("BEGIN IMMEDIATE")
             done = work()
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             if self._db.in_transaction:
                 with suppress(sqlite3.Error):  # SQLite may have rolled back already
                     self._db.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                raise
             if not self._is_faulty:
                 say(f"  the judge's cache {self.path} cannot be written ({error}): replies stay in memory for now")
             self._is_faulty = True
@@ -257,6 +268,16 @@ def _machine() -> str:
     except OSError:  # there is no /proc on macOS and Windows
         pass
     return ":".join(parts)
+
+
+def _is_live(lease: tuple[Any, ...], now: float, machine: str) -> bool:
+    """Whether a row of a claim holds. A damaged one does not, and neither does one of a clock that is far ahead."""
+    owner, where, pid, started, until = lease
+    if not (isinstance(until, int | float) and isinstance(pid, int) and 0 < pid < 2**31):
+        return False
+    if where != machine:
+        return now <= until <= now + LONGEST_LEASE
+    return now <= until and not Holder(owner, where, pid, started).is_dead(machine)
 
 
 def _start_of(pid: int) -> str | None:

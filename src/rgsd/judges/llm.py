@@ -274,7 +274,7 @@ class LLMJudge:
             return await self._request(asked, key="")
         key = self._key(asked)
         stored = await self._wait_for(key, self._cache)
-        if stored is not None:
+        if stored is not None and isinstance(stored.get("code"), str):
             try:
                 return Outcome(asked.read(stored["text"], stored["code"]), stored["text"], Usage(cached=1))
             except UnusableReply:  # stored by a version that read replies differently
