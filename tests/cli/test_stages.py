@@ -137,3 +137,9 @@ def test_malformed_stages_are_refused_before_anything_is_trained(world, capsys, 
 def test_stages_belong_to_rgsd_train(world, capsys):
     assert main(["grpo", "--config", str(world / "stages.yaml")]) == 2
     assert "unknown setting 'stages'" in capsys.readouterr().err
+
+
+def test_a_stage_with_nothing_to_control_is_refused_before_the_first_trains(world, capsys):
+    assert main(["train", "--config", str(world / "stages.yaml"), "--control", "true"]) == 1
+    assert "GRPO has none" in capsys.readouterr().err
+    assert not (world / "both").exists()

@@ -18,6 +18,7 @@ from rgsd.errors import ConfigError, RunError
 from rgsd.models.lineage import ancestors
 from rgsd.progress import say
 from rgsd.runs import RECORD, Run, open_run
+from rgsd.workflows.control import check_control
 from rgsd.workflows.opening import changed_settings
 from rgsd.workflows.recipe import Recipe
 from rgsd.workflows.train import train
@@ -52,6 +53,9 @@ def train_stages(stages: Sequence[Stage]) -> list[Run]:
             "stages train in one process: for several, run each stage as a separate command, with "
             "--model_name_or_path set to the folder of the stage before"
         )
+    for stage in stages:
+        if stage.recipe.evaluation.control:
+            check_control(stage.recipe)  # before the first stage trains for nothing
     done: list[Run] = []
     for number, stage in enumerate(stages, start=1):
         recipe, folder = stage.recipe, root / f"{number}-{stage.command}"
