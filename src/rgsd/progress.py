@@ -163,6 +163,24 @@ def line(step: int, total: int, logs: Mapping[str, Any], left: float) -> str:
     )
 
 
+def development_line(step: int, logs: Mapping[str, Any], *, is_best: bool) -> str:
+    """One evaluation of the development prompts in a line."""
+    parts = []
+    if "eval_rubric_score" in logs:
+        parts.append(f"score {logs['eval_rubric_score']:.3f}")
+        if logs["eval_coverage"] < 1:
+            parts.append(f"{100 * logs['eval_coverage']:.1f} % of the criteria scored")
+    elif "eval_coverage" in logs:
+        parts.append("not scored")
+    if "eval_divergence" in logs:
+        parts.append(f"divergence {logs['eval_divergence']:.4f} nats")
+    parts.append(f"response {logs['eval_response_length']:.0f} tokens")
+    parts.append(f"cut off {100 * logs['eval_truncated_share']:.0f} %")
+    if is_best:
+        parts[0] += " (best so far)"
+    return f"  development, step {step}, {logs['eval_prompts']:.0f} prompts: {', '.join(parts)}"
+
+
 def trend(values: list[float]) -> str:
     """A sparkline of the last values, with a gap for a value that is not finite."""
     last = values[-TREND:]

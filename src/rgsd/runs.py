@@ -8,6 +8,7 @@ RUN/
   responses.jsonl  every generated response of the evaluation, by arm
   rollouts.jsonl   GRPO: every rollout with its reward and verdicts
   samples.jsonl    one line per judged response of the evaluation (`rgsd.evaluation.samples`)
+  development.jsonl  the same of the evaluations during training, with their step (`rgsd.evaluation.development`)
   set-aside.jsonl  lines of both that no longer count: other weights, settings or prompts made them
   references.jsonl references that the base model wrote for the teacher (self_written_references)
   results.json     the table: values with interval, n, seed and provenance
@@ -47,7 +48,7 @@ T = TypeVar("T")
 
 CONFIG, RECORD, SPLIT = "config.yaml", "run.json", "split.json"
 METRICS, SAMPLES, RESULTS = "metrics.jsonl", "samples.jsonl", "results.json"
-RESPONSES, ROLLOUTS = "responses.jsonl", "rollouts.jsonl"
+RESPONSES, ROLLOUTS, DEVELOPMENT = "responses.jsonl", "rollouts.jsonl", "development.jsonl"
 JUDGE_REQUESTS = "judge-requests.jsonl"
 SET_ASIDE, REFERENCES = "set-aside.jsonl", "references.jsonl"
 LOCK = ".lock"

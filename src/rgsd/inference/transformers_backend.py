@@ -101,9 +101,7 @@ class TransformersGenerator:
 
     def generate(self, prompts: Sequence[Conversation], done: Done | None = None) -> list[Response]:
         """See `Generator.generate`. `done` is called as each response ends, or batch by batch on a device."""
-        ids = tokenize(self.tokenizer, prompts, self.sampling.chat_template_kwargs, self.name)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        check_lengths([len(p) for p in ids], limit, self.sampling.max_new_tokens, prompts, self.name)
+        ids = self.check(prompts)
         responses: dict[int, Response] = {}
 
         def finish(i: int, row: list[int]) -> None:
@@ -130,6 +128,18 @@ class TransformersGenerator:
         finally:
             self.model.train(was_training)
         return [responses[i] for i in range(len(ids))]
+
+    def check(self, prompts: Sequence[Conversation]) -> list[list[int]]:
+        """The prompts as token ids, after checking that each leaves room for the longest response.
+
+        Raises:
+            PromptTooLong: For a prompt that does not.
+            ModelError: If the template refuses a prompt.
+        """
+        ids = tokenize(self.tokenizer, prompts, self.sampling.chat_template_kwargs, self.name)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        check_lengths([len(p) for p in ids], limit, self.sampling.max_new_tokens, prompts, self.name)
+        return ids
 
     def keys(self, prompts: Sequence[Conversation]) -> list[ResponseKey]:
         """See `Generator.keys`."""

@@ -25,7 +25,8 @@ FREE_PREFIXES = (
 FREE = frozenset(
     {
         "report_to", "run_name", "project", "disable_tqdm", "per_device_eval_batch_size", "do_eval", "evaluate",
-        "max_eval_prompts", "keep_rollouts", "control", "report", "log_completions", "trust_remote_code",
+        "max_eval_prompts", "max_development_prompts", "early_stopping_patience", "early_stopping_threshold",
+        "keep_rollouts", "control", "report", "log_completions", "trust_remote_code",
         # The same numbers with less memory, or in other pieces.
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "loss_chunk_tokens", "torch_empty_cache_steps",
         "dataset_num_proc", "vllm_gpu_memory_utilization", "vllm_group_port",
@@ -43,6 +44,8 @@ JUDGE_COST = frozenset(
     }
 )  # fmt: skip
 """The judge's costs and address. Under GRPO the judge is the reward, so none of its other settings may change."""
+BEST_STEP_CHOICE = ("metric_for_best_model", "greater_is_better")
+"""What chooses the best step. It may be set where it was unset, or the reverse: two metrics have two scales."""
 SFT_SAMPLING_BATCH = "eval_generation_batch_size"
 """SFT samples its training responses in batches of this size, so there it decides the weights."""
 
@@ -97,6 +100,8 @@ def _is_allowed(change: Change, kind: str, is_same_batch: bool) -> bool:
         return _is_increase(change)
     if name in BATCH or name == PROCESSES:
         return is_same_batch
+    if name in BEST_STEP_CHOICE:
+        return change.old is None or change.new is None
     if name == SFT_SAMPLING_BATCH:
         return kind != "sft"
     if name == "judge" or name.startswith("judge_"):

@@ -135,7 +135,7 @@ class CheckpointMixin(_Base):
 
         Every evaluation of a run draws the same numbers, so two of them differ only by the policy.
         """
-        with _random_state_kept(self.accelerator.device):
+        with random_state_kept(self.accelerator.device):
             set_seed(self.args.seed, device_specific=True)
             return super().evaluate(*args, **kwargs)
 
@@ -302,8 +302,11 @@ class CheckpointMixin(_Base):
         (staged / "training_args.bin").unlink(missing_ok=True)
         (staged / PROGRESS).write_text(json.dumps(progress), "utf-8")
         if self.state.best_global_step:
-            # transformers noted the path in the staging folder, which is about to go.
-            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
+            # transformers noted the path in the staging folder, which is about to go. The best step has a checkpoint
+            # only if it was saved.
+            best = run / f"checkpoint-{self.state.best_global_step}"
+            is_there = self.state.best_global_step == self.state.global_step or best.is_dir()
+            self.state.best_model_checkpoint = str(best) if is_there else None
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def _save_extra(self, folder: Path) -> None:
@@ -434,7 +437,7 @@ class _EpochSampler(Sampler):
 
 
 @contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
+def random_state_kept(device: torch.device) -> Iterator[None]:
     """Restore the random states of Python, numpy, torch and the device on exit."""
     python_state, numpy_state, cpu_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     module = None if device.type == "cpu" else torch.get_device_module(device)
@@ -486,7 +489,7 @@ def _discard(text: str) -> None:
     """A stand-in for `say` in processes that must stay silent."""
 
 
-def check_alignment(save_steps: float, steps_per_rollout: float) -> None:
+def check_alignment(save_steps: float, steps_per_rollout: float, name: str = "save_steps") -> None:
     """Refuse checkpoints in the middle of a rollout's steps: TRL keeps the rollout in memory, and does not save it.
 
     Raises:
@@ -494,6 +497,6 @@ def check_alignment(save_steps: float, steps_per_rollout: float) -> None:
     """
     if steps_per_rollout > 1 and save_steps % steps_per_rollout:
         raise ConfigError(
-            f"save_steps is {save_steps:g}, but a rollout serves {steps_per_rollout:g} optimizer steps, and a "
+            f"{name} is {save_steps:g}, but a rollout serves {steps_per_rollout:g} optimizer steps, and a "
             f"checkpoint between them cannot be resumed: use a multiple of {steps_per_rollout:g}"
         )

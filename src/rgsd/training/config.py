@@ -13,6 +13,7 @@ from rgsd.errors import ConfigError
 from rgsd.prompts.messages import PromptSettings
 from rgsd.settings import setting
 from rgsd.training.loss import DivergenceSpec
+from rgsd.training.selection import PATIENCE_HELP, THRESHOLD_HELP, check_selection
 
 
 def settle_device(args: TrainingArguments) -> None:
@@ -160,8 +161,12 @@ class RGSDConfig(DistillationConfig):
         "weights are never merged into, since rounding would lose most of the update.",
     )
 
+    early_stopping_patience: int | None = setting(None, PATIENCE_HELP)
+    early_stopping_threshold: float = setting(0.0, THRESHOLD_HELP)
+
     def __post_init__(self) -> None:
         settle_device(self)
+        self.unset_for_selection = check_selection(self)
         super().__post_init__()
         # Built only to fail here, rather than after the model is loaded, if a setting is invalid.
         self.divergence_spec()

@@ -23,9 +23,11 @@ from rgsd.prompts.messages import PromptSettings, student_messages
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
 from rgsd.rubrics import Example, score
 from rgsd.settings import setting
-from rgsd.training.checkpoint_mixin import CheckpointMixin, check_alignment
+from rgsd.training.checkpoint_mixin import check_alignment
 from rgsd.training.checkpoints import append_together
 from rgsd.training.config import sampling_notes, settle_device
+from rgsd.training.development import DevelopmentMixin
+from rgsd.training.selection import PATIENCE_HELP, THRESHOLD_HELP, check_selection
 
 
 @dataclass
@@ -47,15 +49,22 @@ class RubricGRPOConfig(GRPOConfig):
     think_open_tag: str = setting(OPEN_TAG, "The tag that opens the reasoning.")
     think_close_tag: str = setting(CLOSE_TAG, "The tag that closes the reasoning. Reasoning is removed before judging.")
     keep_rollouts: bool = setting(True, "Write every rollout with its verdicts to rollouts.jsonl.")
+    early_stopping_patience: int | None = setting(None, PATIENCE_HELP)
+    early_stopping_threshold: float = setting(0.0, THRESHOLD_HELP)
 
     def __post_init__(self) -> None:
         settle_device(self)
+        self.unset_for_selection = check_selection(self)
         # Before TRL's own check, which does not name the setting.
         if (self.num_generations or 0) < 2:
             raise ConfigError(
                 f"num_generations is {self.num_generations}, but GRPO compares responses to the same prompt: use at "
                 "least 2 (the paper uses 16)"
             )
+        group = self.num_generations_eval or self.num_generations or 1
+        if self.per_device_eval_batch_size % group:
+            # TRL's own evaluation needs whole groups. The development prompts do not use it.
+            self.per_device_eval_batch_size = group
         super().__post_init__()
 
     def prompt_settings(self) -> PromptSettings:
@@ -158,7 +167,7 @@ class RubricReward:
         log_metric("leak_rate", sum(leaks) / n)
 
 
-class RubricGRPOTrainer(CheckpointMixin, GRPOTrainer):
+class RubricGRPOTrainer(DevelopmentMixin, GRPOTrainer):
     """TRL's GRPOTrainer with complete checkpoints and exact resume.
 
     Raises:
@@ -171,9 +180,11 @@ class RubricGRPOTrainer(CheckpointMixin, GRPOTrainer):
         if self.is_world_process_zero():
             for note in sampling_notes(args, self.accelerator.unwrap_model(self.model).generation_config):
                 say(note)
+        steps_per_rollout = args.steps_per_generation / args.gradient_accumulation_steps * args.num_iterations
         if args.save_strategy == "steps":
-            steps_per_rollout = args.steps_per_generation / args.gradient_accumulation_steps * args.num_iterations
             check_alignment(args.save_steps, steps_per_rollout)
+        if args.load_best_model_at_end and args.eval_strategy == "steps":  # every new best step is saved
+            check_alignment(args.eval_steps, steps_per_rollout, "eval_steps")
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         # transformers fills unset options (min_p, no_repeat_ngram_size, ...) from the checkpoint's generation_config,

@@ -21,8 +21,9 @@ from rgsd.prompts.messages import PromptSettings, training_rows
 from rgsd.prompts.thinking import CLOSE_TAG, OPEN_TAG, strip_thinking
 from rgsd.rubrics import Example
 from rgsd.settings import setting
-from rgsd.training.checkpoint_mixin import CheckpointMixin
 from rgsd.training.config import settle_device
+from rgsd.training.development import DevelopmentMixin
+from rgsd.training.selection import PATIENCE_HELP, THRESHOLD_HELP, check_selection
 
 NOT_IN_LOSS = -100
 """The label that torch's cross-entropy ignores."""
@@ -62,9 +63,12 @@ class RubricSFTConfig(SFTConfig):
         choices=["rubric", "reference", "both", "mismatched", "none"],
     )
     chat_template_kwargs: dict[str, Any] | str | None = setting(None, "Arguments of the chat template, as JSON.")
+    early_stopping_patience: int | None = setting(None, PATIENCE_HELP)
+    early_stopping_threshold: float = setting(0.0, THRESHOLD_HELP)
 
     def __post_init__(self) -> None:
         settle_device(self)
+        self.unset_for_selection = check_selection(self)
         super().__post_init__()
         self.prompt_settings()
         for name in ("responses_per_prompt", "max_completion_length"):
@@ -88,7 +92,7 @@ class RubricSFTConfig(SFTConfig):
         )
 
 
-class RubricSFTTrainer(CheckpointMixin, SFTTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+class RubricSFTTrainer(DevelopmentMixin, SFTTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """TRL's SFTTrainer with complete checkpoints and exact resume."""
 
 

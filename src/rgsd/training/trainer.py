@@ -19,7 +19,7 @@ teacher each group rows by their own lengths. Letters in names: B rows, T tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +34,16 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl import DistillationTrainer
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
-from rgsd.inference import own_generation_config
+from rgsd.inference import Response, own_generation_config
+from rgsd.inference.replay import replay
 from rgsd.models import adapters
 from rgsd.models.batching import pad_right, partition, predicting_positions, slices
 from rgsd.models.kernels import decoding
 from rgsd.models.kernels.linears import frozen
 from rgsd.progress import say
 from rgsd.prompts.thinking import prompt_opens_thinking, response_mask
-from rgsd.training.checkpoint_mixin import CheckpointMixin
 from rgsd.training.config import RGSDConfig, sampling_notes
+from rgsd.training.development import Development, DevelopmentMixin
 from rgsd.training.heads import check_head, head_of
 from rgsd.training.loss import Head, chunked_divergence
 from rgsd.training.metrics import StepMetrics
@@ -96,7 +97,7 @@ class Rollout:
         return [value for value, keep in zip(per_token, self.in_loss, strict=True) if keep]
 
 
-class RGSDTrainer(CheckpointMixin, DistillationTrainer):
+class RGSDTrainer(DevelopmentMixin, DistillationTrainer):
     """Distills a policy that sees the rubric into the same policy without it.
 
     Args:
@@ -109,6 +110,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         processing_class: The tokenizer. Loaded by the model's name if omitted.
         callbacks, optimizers, quantization_config: As in TRL.
         peft_config: A LoRA configuration. The adapter is the student, the network without it the teacher.
+        development: Scores the student during training, as in `DevelopmentMixin`.
 
     Raises:
         ConfigError: If the settings contradict each other, the data or the machine.
@@ -137,6 +139,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: Any = None,
+        development: Callable[[Any], Development] | None = None,
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
@@ -161,6 +164,7 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
+            development=development,
         )
         self._check_step_size()
         self._check_prompts(self.train_dataset)
@@ -486,6 +490,47 @@ class RGSDTrainer(CheckpointMixin, DistillationTrainer):
             )
             states.append(output.last_hidden_state[batch["predicting_BT"][rows, :longest]])
         return torch.cat(states)
+
+    @torch.no_grad()
+    def divergence_on(self, rows: Sequence[Mapping[str, Any]], responses: Sequence[Response]) -> float | None:
+        """The divergence between teacher and student on given responses. A process that holds the whole model can call
+        it alone. It leaves nothing behind for the next step.
+
+        Args:
+            rows: With `prompt` and `teacher_prompt`, as in the training set.
+            responses: One per row.
+
+        Returns:
+            The mean over their tokens in the loss, in nats before the clip; None without such a token.
+        """
+        prompts, teacher_prompts = (
+            self._tokenize_messages([row[name] for row in rows]) for name in ("prompt", "teacher_prompt")
+        )
+        tags, masks = (self.args.think_open_tag, self.args.think_close_tag), self.args.mask_thinking
+        read = [replay(r, self._tokenizer, think_tags=tags, mask_thinking=masks) for r in responses]
+        rollouts = [
+            Rollout(p, t, r.ids, r.in_loss)
+            for p, t, r in zip(prompts, teacher_prompts, read, strict=True)
+            if any(r.in_loss)
+        ]
+        if not rollouts:
+            return None
+        student = self.accelerator.unwrap_model(self.model)
+        student.eval()
+        total, count = 0.0, 0
+        groups = math.ceil(len(rollouts) / self.args.per_device_train_batch_size)
+        with self.accelerator.autocast(), frozen(student):
+            for group in partition([len(r.teacher_prompt) + len(r.response) for r in rollouts], groups):
+                some = sorted((rollouts[i] for i in group), key=lambda r: len(r.student_prompt) + len(r.response))
+                student_NH = self._hidden(student, self._batch(some, [r.student_prompt for r in some]))
+                with self.teacher.active():
+                    layer = student.get_output_embeddings()
+                    weight, bias = layer.weight, layer.bias
+                    teacher_NH = self._hidden(student, self._batch(some, [r.teacher_prompt for r in some]))
+                teacher_head = head_of(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
+                found = chunked_divergence(student_NH, head_of(student), teacher_NH, teacher_head, self._spec)
+                total, count = total + float(found.unclipped_N.sum()), count + found.count
+        return total / count
 
     # --- Loss ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ takes one step of the real trainer, then estimates the memory of the full model 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,10 @@ from rgsd.prompts.messages import training_rows
 from rgsd.settings import setting
 from rgsd.training.config import RGSDConfig
 from rgsd.training.launch import LaunchConfig, config_file
+from rgsd.training.selection import RUBRIC_SCORE, metric_of
 from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows import costs
+from rgsd.workflows.development import plan_development
 from rgsd.workflows.recipe import Recipe
 
 LAYERS, HEAD_DIM = 2, 8
@@ -85,7 +88,10 @@ def dry_run(recipe: Recipe, launch: LaunchConfig, *, device_gib: float = 74.5) -
         raise ConfigError("--dry_run works with `rgsd train` only; run `rgsd grpo` or `rgsd sft` with --max_steps 1")
     name = str(recipe.model.model_name_or_path)
     config = _config(name, recipe)
-    train_set = load_split(recipe.data, holds_out=recipe.evaluation.evaluate).train
+    split = load_split(recipe.data, holds_out=recipe.evaluation.evaluate)
+    train_set = split.train
+    if plan_development(recipe, split) is not None:
+        say(_development_cost(recipe, launch, len(split.development), len(train_set)))
     tokenizer = _tokenizer(name, recipe, config)
     rows = training_rows(train_set, args.prompt_settings(), with_contrast=args.teacher_contrast > 0)
     longest = {
@@ -186,6 +192,10 @@ def _one_step(recipe: Recipe, config: Any, tokenizer: Any, rows: Sequence[dict[s
             max_completion_length=min(args.max_completion_length or MOST_RESPONSE, MOST_RESPONSE),
             use_vllm=False,
             save_strategy="no",
+            eval_strategy="no",
+            load_best_model_at_end=False,
+            early_stopping_patience=None,
+            early_stopping_threshold=0.0,
             report_to="none",
             logging_steps=1,
             resume_from_checkpoint=None,
@@ -200,6 +210,25 @@ def _one_step(recipe: Recipe, config: Any, tokenizer: Any, rows: Sequence[dict[s
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         return float(trainer.state.log_history[0]["loss"])
+
+
+def _development_cost(recipe: Recipe, launch: LaunchConfig, n_prompts: int, n_train: int) -> str:
+    """How many responses the development prompts take beside the rollouts."""
+    args: Any = recipe.training
+    processes = launch.num_processes or 1
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    steps_per_epoch = max(1, n_train // per_step)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    if args.eval_strategy == "epoch":
+        every = steps_per_epoch
+    else:
+        every = args.eval_steps if args.eval_steps >= 1 else max(1, math.ceil(args.eval_steps * steps))
+    times = math.ceil(steps / every)
+    judged = "judged" if metric_of(args) == f"eval_{RUBRIC_SCORE}" else "whose divergence is measured"
+    return (
+        f"Development: {n_prompts} prompts, {times} times in {steps:,} steps: {times * n_prompts:,} greedy responses, "
+        f"{judged}, beside {steps * per_step:,} rollouts"
+    )
 
 
 def _longest(tokenizer: Any, conversations: Sequence[Any]) -> int:

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from rgsd.errors import RunError
 from rgsd.progress import say
 from rgsd.redaction import without_credentials
-from rgsd.runs import METRICS, RECORD, ROLLOUTS, Run, create_run, open_run
+from rgsd.runs import DEVELOPMENT, METRICS, RECORD, ROLLOUTS, Run, create_run, open_run
 from rgsd.training.changes import PROCESSES, Change, allowed_changes, recorded
 from rgsd.training.checkpoints import agree_on_checkpoint, list_checkpoints, step_of, trim_lines
 from rgsd.workflows.recipe import Recipe
@@ -160,5 +160,6 @@ def checkpoint_to_resume(run: Run, args: Any) -> Path | None:
         # `train_runtime` marks the summary that a finished run logs last.
         trim_lines(run.folder / METRICS, lambda row: row["step"] <= step and "train_runtime" not in row)
         trim_lines(run.folder / ROLLOUTS, lambda row: (row["step"] or 0) < step)
+        trim_lines(run.folder / DEVELOPMENT, lambda row: row["step"] <= step)
     say(f"Resuming from {checkpoint.name}" if checkpoint else "No complete checkpoint: starting from the first step")
     return checkpoint

@@ -8,9 +8,10 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rgsd.evaluation.responses import set_aside_stale
-from rgsd.progress import Steps, say
+from rgsd.progress import Steps, development_line, say
 from rgsd.report import TOKEN_MAPS
 from rgsd.runs import METRICS, SET_ASIDE, Run
+from rgsd.training.selection import metric_of
 
 
 class RunLog(TrainerCallback):
@@ -27,9 +28,14 @@ class RunLog(TrainerCallback):
         self._start, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Append the numbers to metrics.jsonl, and show those of a training step."""
+        """Append the numbers to metrics.jsonl, and show those of a training step or of the development prompts."""
         logs = logs or {}
         self._run.append(METRICS, [{"step": state.global_step, "time": round(time.time(), 3), **logs}])
+        if "eval_prompts" in logs:
+            name, best = metric_of(args), state.best_metric
+            value = None if name is None else logs.get(name)
+            is_better = best is None or (value is not None and (value > best) == bool(args.greater_is_better))
+            say(development_line(state.global_step, logs, is_best=value is not None and is_better and value != best))
         if "loss" not in logs:
             return
         n_done = max(1, state.global_step - self._first)

@@ -30,6 +30,7 @@ from rgsd.runs import BASELINE, ROLLOUTS, SPLIT, TRAINED, Run, conditioned_role
 from rgsd.training.grpo import RubricGRPOTrainer, RubricReward, grpo_rows
 from rgsd.training.sft import RubricSFTTrainer, sample_conditioned
 from rgsd.training.trainer import RGSDTrainer
+from rgsd.workflows.development import DevelopmentPlan, scorer_of
 from rgsd.workflows.opening import OpenedRun
 from rgsd.workflows.recipe import Recipe
 from rgsd.workflows.run_log import OutdatedResults, RunLog, use_plain_progress
@@ -45,6 +46,7 @@ class Job:
         split: Training and held-out examples.
         judge: Scores held-out responses, and GRPO's rollouts.
         is_evaluated: Whether the policy is evaluated before and after training.
+        development: What is evaluated during training; None for nothing.
     """
 
     recipe: Recipe
@@ -52,6 +54,7 @@ class Job:
     split: DataSplit
     judge: Judge
     is_evaluated: bool
+    development: DevelopmentPlan | None = None
 
     @property
     def run(self) -> Run:
@@ -125,7 +128,11 @@ def _note_facts(job: Job, model: Any, base_identity: str) -> None:
     if not recipe.is_main:
         return
     train_set, held_out = job.split.train, job.split.held_out
-    run.write(SPLIT, {"train": [e.id for e in train_set], "held_out": [e.id for e in held_out]})
+    development = job.split.development
+    aside = {"development": [e.id for e in development]} if development else {}
+    run.write(SPLIT, {"train": [e.id for e in train_set], **aside, "held_out": [e.id for e in held_out]})
+    if development:
+        run.note(development_fingerprint=fingerprint(development))
     fingerprints = {
         "train_fingerprint": fingerprint(train_set),
         "held_out_fingerprint": fingerprint(held_out),
@@ -175,7 +182,8 @@ def _needs_references(recipe: Recipe) -> bool:
 def _self_written_references(job: Job, model: Any, tokenizer: Any, base_identity: str) -> dict[str, str]:
     """Let the untrained base model write a reference for each rubric."""
     recipe = job.recipe
-    examples = [*job.split.train, *(job.split.held_out if job.is_evaluated else ())]
+    development = job.development.examples if job.development else ()
+    examples = [*job.split.train, *development, *(job.split.held_out if job.is_evaluated else ())]
     sampling = recipe.sampling()
     batch_size = recipe.evaluation.eval_generation_batch_size
     generator = TransformersGenerator(model, tokenizer, sampling, batch_size=batch_size, weights=base_identity)
@@ -196,14 +204,29 @@ def _build_trainer(job: Job, model: Any, tokenizer: Any, written: dict[str, str]
     }
     if recipe.kind == "grpo":
         check_judgeable(train_set, recipe.judge)
+        common["development"] = _scorer(job, tokenizer)
         rows = grpo_rows(train_set)
         reward = _reward(job, tokenizer, rows[0]["prompt"])
         return RubricGRPOTrainer(model, reward_funcs=reward, train_dataset=Dataset.from_list(rows), **common)
     if recipe.kind == "sft":
         rows = _conditioned_rows(job, model, tokenizer, written)
+        common["development"] = _scorer(job, tokenizer)
         return RubricSFTTrainer(model, train_dataset=Dataset.from_list(rows), **common)
-    rows = training_rows(train_set, args.prompt_settings(), written, with_contrast=args.teacher_contrast > 0)
+    with_contrast = args.teacher_contrast > 0
+    rows = training_rows(train_set, args.prompt_settings(), written, with_contrast=with_contrast)
+    if job.development is not None:
+        examples = job.development.examples
+        aside = training_rows(examples, args.prompt_settings(), written, with_contrast=with_contrast)
+        # As the evaluation's dataset, so that their lengths are checked before training.
+        common |= {"development": _scorer(job, tokenizer, aside), "eval_dataset": Dataset.from_list(aside)}
     return RGSDTrainer(model, train_dataset=Dataset.from_list(rows), **common)
+
+
+def _scorer(job: Job, tokenizer: Any, rows: list[Any] | None = None) -> Any:
+    """What makes the scorer of the development prompts, given the trainer; None for a run that evaluates none."""
+    if job.development is None:
+        return None
+    return scorer_of(job.development, job.recipe, job.run, tokenizer, job.judge, rows)
 
 
 def _reward(job: Job, tokenizer: Any, prompt: Sequence[dict[str, str]]) -> RubricReward:

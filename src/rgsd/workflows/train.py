@@ -18,17 +18,19 @@ from rgsd import models
 from rgsd.data.config import load_split
 from rgsd.data.recurrence import in_words, recurrence
 from rgsd.evaluation.arms import evaluate_arm
+from rgsd.evaluation.development import TRAINING
 from rgsd.evaluation.responses import set_aside_stale
 from rgsd.evaluation.samples import Sample
 from rgsd.evaluation.summaries import results
 from rgsd.inference import Conversation, TransformersGenerator
-from rgsd.judges import Judge, build_judge, missing_checks, try_out
+from rgsd.judges import Judge, build_judge, missing_checks, record_requests, try_out
 from rgsd.progress import say
 from rgsd.prompts.messages import PromptSettings, teacher_prompts
-from rgsd.runs import RESULTS, Run
+from rgsd.runs import JUDGE_REQUESTS, RESULTS, Run
 from rgsd.training.checkpoints import step_of
 from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows.control import check_control, reuse_base, twin_of, write_results
+from rgsd.workflows.development import plan_development
 from rgsd.workflows.opening import (
     checkpoint_to_resume,
     is_half_finished,
@@ -91,12 +93,14 @@ def _train_half(recipe: Recipe, judge: Judge, right: Run | None = None) -> Run:
     started = time.time()
     evaluation = recipe.evaluation
     split = load_split(recipe.data, holds_out=evaluation.evaluate, max_held_out=evaluation.max_eval_prompts)
+    development = plan_development(recipe, split)
     opened = open_training_run(recipe)
     run, is_main = opened.run, recipe.is_main
     with _discarded_on_error(run, is_main):
-        job = Job(recipe, opened, split, judge, is_evaluated=_can_evaluate(recipe, split.held_out))
+        job = Job(recipe, opened, split, judge, _can_evaluate(recipe, split.held_out), development)
         is_tried = right is not None and not right.meta.get("resumed")
-        if is_main and not is_tried and (job.is_evaluated or recipe.kind == "grpo"):
+        is_judged = job.is_evaluated or recipe.kind == "grpo" or (development is not None and development.is_judged)
+        if is_main and not is_tried and is_judged:
             try_out(judge)
         setup = set_up(job)
         if is_main:
@@ -177,8 +181,25 @@ def _train(job: Job, setup: Setup) -> Any:
     checkpoint = checkpoint_to_resume(run, recipe.training)
     if recipe.is_main and job.opened.changes:
         job.opened.record_changes(0 if checkpoint is None else step_of(checkpoint))
+    if recipe.is_main:
+        # Not those of the arm that was judged last.
+        record_requests(job.judge, run.folder / JUDGE_REQUESTS, TRAINING)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if recipe.is_main:
+        _note_outcome(job, trainer)
     return save_policy(trainer, trainer.processing_class, run)
+
+
+def _note_outcome(job: Job, trainer: Any) -> None:
+    """Note the best step, whether its weights are the run's, and what training was warned of."""
+    facts: dict[str, Any] = {"warnings": trainer.warnings} if trainer.warnings else {}
+    if job.development is not None:
+        facts |= {"steps": trainer.state.global_step, "best": None}
+        if trainer.best is not None:
+            is_loaded = bool(trainer.args.load_best_model_at_end)
+            facts["best"] = trainer.best | {"is_loaded": is_loaded, "n_prompts": len(job.development.examples)}
+    if facts:
+        job.run.note(**facts)
 
 
 def _finish(job: Job, setup: Setup, trained: Any, samples: dict[str, list[Sample]]) -> None:
