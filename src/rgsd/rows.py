@@ -108,7 +108,18 @@ _RECORD: Fields = {
     "roles": (is_object, False),
     "kind": (is_text, False),
     "lineage": (is_list, False),
+    "best": (is_object, False),
+    "steps": (is_count, False),
+    "warnings": (is_list, False),
 }
+_BEST: Fields = {
+    "step": (is_count, True),
+    "metric": (is_text, True),
+    "value": (is_number, True),
+    "n_prompts": (is_count, True),
+    "is_loaded": (is_flag, False),
+}
+_WARNING: Fields = {"step": (is_count, True), "kind": (is_text, True), "text": (is_text, True)}
 _ANCESTOR: Fields = dict.fromkeys(("run", "id", "kind", "weights"), (is_text, True))
 _CONDITIONED: Fields = {"n_sampled": (is_count, False), "n_tokens": (is_count, False)}
 _RECURRENCE: Fields = {"weight_share": (is_grade, False)}
@@ -167,6 +178,12 @@ def check_record(meta: Any, settings: Any) -> None:
             raise BadRow(f"run.json: lineage must be a list of objects, got {_shortened(ancestor)} in it")
         check(ancestor, _ANCESTOR, "run.json: lineage.")
     check(meta.get("recurrence") or {}, _RECURRENCE, "run.json: recurrence.")
+    if meta.get("best") is not None:
+        check(meta["best"], _BEST, "run.json: best.")
+    for warning in meta.get("warnings") or []:
+        if not is_object(warning):
+            raise BadRow(f"run.json: warnings must be a list of objects, got {_shortened(warning)} in it")
+        check(warning, _WARNING, "run.json: warnings.")
 
 
 def check(row: Mapping[str, Any], fields: Fields, prefix: str = "") -> None:

@@ -8,7 +8,20 @@ from typing import Any
 
 from support.killing import make_world
 
-TOPICS = ("cough", "fever", "rash", "sprain", "burn", "migraine", "insomnia", "nausea", "cramp", "sting", "sunburn", "cut")
+TOPICS = (
+    "cough",
+    "fever",
+    "rash",
+    "sprain",
+    "burn",
+    "migraine",
+    "insomnia",
+    "nausea",
+    "cramp",
+    "sting",
+    "gout",
+    "cut",
+)
 SPLITS = ("train",) * 6 + ("dev",) * 4 + ("held-out",) * 2
 
 

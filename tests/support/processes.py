@@ -226,6 +226,50 @@ def _examples() -> list[Any]:
     return examples.__wrapped__() if hasattr(examples, "__wrapped__") else examples.__pytest_wrapped__.obj()
 
 
+def train_with_development(
+    folder: str, scores: list[float], fails: bool = False, evaluated: bool = True, **settings: Any
+) -> dict[str, Any] | str:
+    """Train with scores of the development prompts that a test made up; what each process was asked, and ended with."""
+    from conftest import tiny_model
+    from transformers import AutoTokenizer
+
+    from rgsd.errors import JudgeError, RGSDError
+    from support.training import Scripted, config
+
+    asked: list[int] = []
+
+    class Scores:
+        identity = "made up"
+
+        def score(self, step: int) -> dict[str, float]:
+            asked.append(step)
+            if fails:
+                raise JudgeError("the judge is gone")
+            return {
+                "eval_rubric_score": scores[step - 1], "eval_coverage": 1.0, "eval_prompts": 2.0,
+                "eval_response_length": 3.0, "eval_truncated_share": 0.0,
+            }  # fmt: skip
+
+        def fall(self, best: int, step: int) -> None:
+            return None
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
+    chosen = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "rubric_score"} if evaluated else {}
+    try:
+        trainer = Scripted(
+            tiny_model(tokenizer, tied=False),
+            args=config(Path(folder) / settings.pop("output", "run"), max_steps=len(scores), **chosen, **settings),
+            train_dataset=_examples(),
+            processing_class=tokenizer,
+            development=(lambda trainer: Scores()) if evaluated else None,
+        )
+        trainer.train()
+    except RGSDError as error:
+        return f"{type(error).__name__}: {error}"
+    weights = {n: p.detach().clone() for n, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+    return {"asked": asked, "best": trainer.best, "steps": trainer.state.global_step, "weights": weights}
+
+
 def train_until_stopped(folder: str, **settings: Any) -> str:
     """Tell one process to stop; returns the output of both."""
     import signal

@@ -9,6 +9,7 @@ from support.processes import (
     train_into_nan,
     train_until_stopped,
     train_with_an_engine_that_is_sent_merges,
+    train_with_development,
 )
 
 from rgsd.training.checkpoints import last_complete, list_checkpoints
@@ -175,3 +176,33 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both_and_names_its_exampl
 @pytest.mark.parametrize("engine", FSDP2)
 def test_an_engine_is_sent_float32_merges_and_base_weights_stay_bit_for_bit(folder, engine):
     assert together(train_with_an_engine_that_is_sent_merges, folder, engine=engine, folder=str(folder)) == [True, True]
+
+
+def test_the_first_process_scores_and_all_load_the_same_best_step(folder):
+    """With two processes: the score of the first reaches the other, and evaluation changes no weight."""
+    chosen = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    scores = [0.2, 0.5, 0.4, 0.3, 0.9]
+    both = together(
+        train_with_development, folder / "best", folder=str(folder), scores=scores, output="best", **chosen
+    )  # fmt: skip
+    assert [b["asked"] for b in both] == [[1, 2, 3, 4], []]
+    assert [b["steps"] for b in both] == [4, 4]
+    assert all(b["best"] == {"step": 2, "metric": "rubric_score", "value": 0.5} for b in both)
+    plain = together(
+        train_with_development, folder / "plain", folder=str(folder), scores=scores[:2], evaluated=False, output="plain"
+    )  # fmt: skip
+    for b in both:  # the weights of step 2, which are those of a run of two steps that was never evaluated
+        assert b["weights"].keys() == plain[0]["weights"].keys()
+        assert all(torch.equal(b["weights"][n], w) for n, w in plain[0]["weights"].items())
+
+
+def test_what_fails_in_the_first_process_ends_both(folder):
+    said = together(train_with_development, folder / "fails", folder=str(folder), scores=[0.1], fails=True, output="f")
+    assert said == ["JudgeError: the judge is gone"] * 2
+
+
+def test_fsdp_which_cuts_the_model_is_refused(folder):
+    said = together(
+        train_with_development, folder / "cut", engine="fsdp2", folder=str(folder), scores=[0.1], output="c"
+    )
+    assert all("ConfigError: FSDP leaves no process with the whole model" in text for text in said)

@@ -17,7 +17,10 @@ SAVED = {**STEPS, "save_strategy": "steps", "save_steps": 4}
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations during training.*eval_strategy to"),
+        (
+            {"load_best_model_at_end": True},
+            "load_best_model_at_end needs evaluations during training.*eval_strategy",
+        ),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations during training"),
         ({**STEPS, "early_stopping_patience": 0}, "at least 1 evaluation, got 0"),
         ({**STEPS, "early_stopping_patience": 1, "early_stopping_threshold": -0.1}, "at least 0, got -0.1"),

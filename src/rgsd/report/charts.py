@@ -20,12 +20,15 @@ BINS = 24
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line with its name, its points, and the number of its color."""
+    """A line with its name, its points, and the number of its color; with `marked`, the x of a point that gets a ring,
+    and `mark`, what that point is."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     color: int = 0
+    marked: float | None = None
+    mark: str = ""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -120,8 +123,11 @@ def lines(title: str, series: Sequence[Series], *, unit: str = "", percent: bool
         points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(s.x, s.y, strict=True))
         parts.append(f'<polyline class="line c{s.color}" points="{points}"/>')
         parts.append(f'<circle class="dot c{s.color}" cx="{px(s.x[-1]):.1f}" cy="{py(s.y[-1]):.1f}" r="3.5"/>')
+        if (y := _marked(s)) is not None and s.marked is not None:
+            parts.append(f'<circle class="ring c{s.color}" cx="{px(s.marked):.1f}" cy="{py(y):.1f}" r="7"/>')
     ends = "; ".join(
         f"{s.name}: {shown(s.y[0])} at step {number(s.x[0], 6)}, {shown(s.y[-1])} at step {number(s.x[-1], 6)}"
+        + ("" if (y := _marked(s)) is None else f"; {s.mark}: {shown(y)} at step {number(s.marked, 6)}")
         for s in series
     )
     label = escape(f"{title}{f' in {unit}' if unit else ''}. {ends}")
@@ -198,7 +204,12 @@ def _below(x: float, height: float, value: float) -> str:
 
 def _finite(s: Series) -> Series:
     kept = [(x, y) for x, y in zip(s.x, s.y, strict=True) if y is not None and math.isfinite(y)]
-    return Series(s.name, [x for x, _ in kept], [y for _, y in kept], s.color)
+    return Series(s.name, [x for x, _ in kept], [y for _, y in kept], s.color, s.marked, s.mark)
+
+
+def _marked(s: Series) -> float | None:
+    """The y of the marked point; None without one."""
+    return next((y for x, y in zip(s.x, s.y, strict=True) if x == s.marked), None)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

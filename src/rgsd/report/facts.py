@@ -107,6 +107,7 @@ class Cost:
         train_calls, train_cached, train_price: Judge requests for training, replies from the cache, and their price in
             US dollars. RGSD and SFT train without a judge.
         eval_calls, eval_cached, eval_price: The same for the evaluation.
+        development_calls, development_price: Judge requests for the development prompts, and their price.
     """
 
     steps: int = 0
@@ -121,6 +122,8 @@ class Cost:
     eval_calls: int = 0
     eval_cached: int = 0
     eval_price: float | None = None
+    development_calls: int | None = None
+    development_price: float | None = None
 
 
 @dataclass(slots=True)
@@ -144,6 +147,7 @@ class RunFacts:
             without a control that was judged.
         gains: Gains by criterion tag (`rgsd.evaluation.summaries.gains_by_tag`), from the baseline to the trained arm
             and from the control to the trained arm; empty without two arms to compare.
+        development: Logged evaluations of the development prompts during training, one entry per step.
     """
 
     label: str
@@ -160,6 +164,12 @@ class RunFacts:
     advice: list[str] = field(default_factory=list)
     added: dict[str, Any] | None = None
     gains: dict[str, dict[str, Any]] = field(default_factory=dict)
+    development: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best step on the development prompts, from run.json: step, metric, value, is_loaded, n_prompts."""
+        return self.run.meta.get("best")
 
     def role(self, role: str) -> ReportArm | None:
         """The first arm with this role."""
@@ -220,6 +230,7 @@ def _run(label: str, run: Run) -> RunFacts:
     if twin is not None:
         arms += _twin_arms(label, run, twin, samples)
     facts = RunFacts(label, run, kind, judge, judges, arms, steps, Cost(), None, [], problems)
+    facts.development = _steps(run.read_lines(METRICS), "eval_prompts")
     facts.cost = _cost(facts)
     facts.maps = _maps(run.read_lines(TOKEN_MAPS))
     if kind == "gap":
@@ -258,11 +269,12 @@ def _seed(settings: Mapping[str, Any]) -> int:
     return int(settings.get("seed") or 0) if "models" in settings else int(settings.get("seed", 42))
 
 
-def _steps(lines: Sequence[Row]) -> list[dict[str, Any]]:
-    """The logged steps in order. A resumed run repeats steps; the later line of a step counts."""
+def _steps(lines: Sequence[Row], marker: str = "loss") -> list[dict[str, Any]]:
+    """The logged steps in order: the lines with the field `marker`. A resumed run repeats steps; the later line of a
+    step counts."""
     steps: dict[int, dict[str, Any]] = {}
     for line in lines:
-        if "loss" in line and isinstance(line.get("step"), int):
+        if marker in line and isinstance(line.get("step"), int):
             steps[line["step"]] = dict(line)
     return [steps[step] for step in sorted(steps)]
 
@@ -354,6 +366,9 @@ def _cost(facts: RunFacts) -> Cost:
         eval_cached=sum(u["cached"] for u in usages),
         eval_price=math.fsum(prices) if all(p is not None for p in prices) else None,
     )
+    if any("eval_coverage" in row for row in facts.development):
+        cost.development_calls = round(sum(row.get("eval_judge/calls", 0) for row in facts.development))
+        cost.development_price = sum(row.get("eval_judge/dollars", 0.0) for row in facts.development)
     if not steps or facts.kind not in TRAINING_KINDS:
         return cost
     per_step = _rollouts_per_step(run)
@@ -452,6 +467,7 @@ def _missing(facts: RunFacts) -> list[str]:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {n}" for name, n in counts.items())
         problems.append(f"The arms have different numbers of prompts ({listed}).")
+    problems.extend(f"At step {w['step']} of training: {w['text']}." for w in run.meta.get("warnings") or [])
     for arm in facts.arms:
         if arm.coverage < compare.ENOUGH_SCORED:
             problems.append(f"Only {100 * arm.coverage:.1f} % of the criteria of {arm.name} were scored.")
@@ -506,6 +522,15 @@ def _headline_without_gain(facts: RunFacts) -> str:
 def _caveats(facts: RunFacts, gain: Mapping[str, Any], after: ReportArm) -> list[str]:
     """What a reader must know to judge the gain of a run."""
     caveats = []
+    if best := facts.best:
+        scored = f"{best['metric']} {best['value']:.3f} on {best['n_prompts']} development prompts".replace("_", " ")
+        last = facts.run.meta.get("steps") or facts.cost.steps
+        caveats.append(
+            f"The trained policy is that of step {best['step']} of {last}, the best by {scored}. The best of several is "
+            "partly luck; the held-out prompts show what it is worth."
+            if best.get("is_loaded")
+            else f"The trained policy is that of the last step, {last}. Step {best['step']} was the best ({scored})."
+        )
     if lineage := facts.run.meta.get("lineage"):
         caveats.append(
             f"This run's base model is the trained policy of {lineage[0]['run']} ({lineage[0]['kind']}). The numbers "

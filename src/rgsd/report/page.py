@@ -38,6 +38,9 @@ PER_PAGE = 10
 """Prompts per page in the list of responses."""
 
 CURVES: tuple[tuple[str, str, str, bool], ...] = (
+    ("Rubric score of the development prompts", "eval_rubric_score", "", False),
+    ("Divergence on the development prompts", "eval_divergence", "nats per token", False),
+    ("Response length on the development prompts", "eval_response_length", "tokens", False),
     ("Reward (rubric score)", "reward", "", False),
     ("Loss on the conditioned model's responses", "loss", "nats per token", False),
     ("Divergence from the teacher", "divergence", "nats per token", False),
@@ -68,6 +71,7 @@ def report_page(facts: Facts) -> str:
         results=_results(facts, colors),
         comparison=_comparison(facts),
         curves=_curves(facts),
+        has_development=any(r.development for r in facts.runs),
         curve_colors=[(r.label, _line_color(i)) for i, r in enumerate(facts.runs)],
         cost_sentence=cost_sentence(facts.runs),
         lengths=_lengths(facts, colors),
@@ -397,9 +401,12 @@ def _curves(facts: Facts) -> list[dict[str, Any]]:
         series = []
         for i, run in enumerate(facts.runs):
             # RGSD's loss is the clipped divergence, which has its own curve. The size of GRPO's loss means nothing.
-            logged = [] if keys == "loss" and run.kind != "sft" else run.steps
+            is_development = keys.startswith("eval_")
+            logged = [] if keys == "loss" and run.kind != "sft" else run.development if is_development else run.steps
+            best = run.best["step"] if run.best and is_development else None
             points = [(s["step"], value) for s in logged if (value := _first(s, keys)) is not None]
-            series.append(Series(run.label, [x for x, _ in points], [y for _, y in points], _line_color(i)))
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            series.append(Series(run.label, xs, ys, _line_color(i), best, "best"))
         flat = all(v == 0 for s in series for v in s.y)
         if keys == "clipped_share" and flat:
             continue

@@ -271,8 +271,7 @@ class DevelopmentMixin(CheckpointMixin):
     # --- Resuming
 
     def _progress(self) -> dict[str, Any]:
-        identity = None if self._development is None else self._development.identity
-        kept = {"patience_used": self._patience_used, "warned": self._warned, "identity": identity}
+        kept = {"patience_used": self._patience_used, "warned": self._warned, "measure": self._measure}
         return super()._progress() | {"selection": kept}
 
     def _restore_progress(self) -> None:
@@ -281,18 +280,23 @@ class DevelopmentMixin(CheckpointMixin):
         self._patience_used, self._warned = kept.get("patience_used", 0), list(kept.get("warned", ()))
         if not kept or self.state.best_metric is None:
             return
-        problem = self._by_the_first(lambda: self._why_best_is_void(kept.get("identity")))
+        problem = self._by_the_first(lambda: self._why_best_is_void(kept.get("measure")))
         if problem is not None:
             self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
             self._patience_used = 0
             if self.is_world_process_zero():
                 say(f"The best step is sought anew from step {self.state.global_step} on: {problem}")
 
-    def _why_best_is_void(self, identity: str | None) -> str | None:
+    @property
+    def _measure(self) -> list[str | None]:
+        """What the best step was chosen by."""
+        return [metric_of(self.args), None if self._development is None else self._development.identity]
+
+    def _why_best_is_void(self, measure: list[str | None] | None) -> str | None:
         """Why the best step of a resumed run no longer counts, or None."""
-        development, step = self._development, self.state.best_global_step
-        if development is not None and identity is not None and development.identity != identity:
-            return "the judge, its settings, the development prompts or the length of responses have changed"
+        step = self.state.best_global_step
+        if measure != self._measure:
+            return "the metric, the judge, its settings, the development prompts or the length of responses changed"
         if self.args.load_best_model_at_end and step:
             problem = problem_of(self._checkpoint_of(step))
             return None if problem is None else f"checkpoint-{step}, the best so far, cannot be used ({problem})"

@@ -57,8 +57,10 @@ class Recipe:
         """The settings to store with the run: one flat mapping, as in a recipe's YAML.
 
         It holds all of rgsd's own settings, so that a later change of a default cannot change the run, and those of
-        TRL's that differ from their defaults.
+        TRL's that differ from their defaults. What chooses the best step is left out if it was left open: it follows
+        from the judge.
         """
+        filled_in = getattr(self.training, "unset_for_selection", ())
         flat: dict[str, Any] = {}
         for part in self._parts:
             for f in dataclasses.fields(part):
@@ -68,7 +70,7 @@ class Recipe:
                 if f.init and (is_own or (value != default and value not in ("", {}, []))):
                     flat[f.name] = getattr(value, "value", value)
         flat["output_dir"] = self.training.output_dir
-        return {k: v for k, v in flat.items() if _is_plain(v) and k not in _NOT_STORED}
+        return {k: v for k, v in flat.items() if _is_plain(v) and k not in (*_NOT_STORED, *filled_in)}
 
     def defaults(self) -> dict[str, Any]:
         """The values of the settings that `settings` leaves out."""
