@@ -526,8 +526,8 @@ def _caveats(facts: RunFacts, gain: Mapping[str, Any], after: ReportArm) -> list
         scored = f"{best['metric']} {best['value']:.3f} on {best['n_prompts']} development prompts".replace("_", " ")
         last = facts.run.meta.get("steps") or facts.cost.steps
         caveats.append(
-            f"The trained policy is that of step {best['step']} of {last}, the best by {scored}. The best of several is "
-            "partly luck; the held-out prompts show what it is worth."
+            f"The trained policy is that of step {best['step']} of {last}, the best by {scored}. The best of several "
+            "is partly luck; the held-out prompts show what it is worth."
             if best.get("is_loaded")
             else f"The trained policy is that of the last step, {last}. Step {best['step']} was the best ({scored})."
         )

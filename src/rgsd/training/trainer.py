@@ -497,20 +497,19 @@ class RGSDTrainer(DevelopmentMixin, DistillationTrainer):
         it alone. It leaves nothing behind for the next step.
 
         Args:
-            rows: With `prompt` and `teacher_prompt`, as in the training set.
+            rows: Rows like those of the training set.
             responses: One per row.
 
         Returns:
             The mean over their tokens in the loss, in nats before the clip; None without such a token.
         """
-        prompts, teacher_prompts = (
-            self._tokenize_messages([row[name] for row in rows]) for name in ("prompt", "teacher_prompt")
-        )
+        names = ("prompt", "teacher_prompt", *(["contrast_prompt"] if self.args.teacher_contrast else []))
+        tokenized = [self._tokenize_messages([row[name] for row in rows]) for name in names]
         tags, masks = (self.args.think_open_tag, self.args.think_close_tag), self.args.mask_thinking
         read = [replay(r, self._tokenizer, think_tags=tags, mask_thinking=masks) for r in responses]
         rollouts = [
-            Rollout(p, t, r.ids, r.in_loss)
-            for p, t, r in zip(prompts, teacher_prompts, read, strict=True)
+            Rollout(ids[0], ids[1], r.ids, r.in_loss, contrast_prompt=ids[2] if len(ids) > 2 else None)
+            for r, *ids in zip(read, *tokenized, strict=True)
             if any(r.in_loss)
         ]
         if not rollouts:
@@ -527,8 +526,12 @@ class RGSDTrainer(DevelopmentMixin, DistillationTrainer):
                     layer = student.get_output_embeddings()
                     weight, bias = layer.weight, layer.bias
                     teacher_NH = self._hidden(student, self._batch(some, [r.teacher_prompt for r in some]))
+                    contrasts = [r.contrast_prompt for r in some if r.contrast_prompt is not None]
+                    contrast_NH = self._hidden(student, self._batch(some, contrasts)) if contrasts else None
                 teacher_head = head_of(student, self.teacher.value_of(weight), self.teacher.value_of(bias))
-                found = chunked_divergence(student_NH, head_of(student), teacher_NH, teacher_head, self._spec)
+                found = chunked_divergence(
+                    student_NH, head_of(student), teacher_NH, teacher_head, self._spec, contrast_hidden_NH=contrast_NH
+                )
                 total, count = total + float(found.unclipped_N.sum()), count + found.count
         return total / count
 
