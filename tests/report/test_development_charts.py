@@ -51,7 +51,7 @@ def test_the_report_says_whose_weights_they_are(run):
     assert any("that of step 20 of 30, the best by rubric score 0.600 on 40 development" in s for s in verdict(facts))
     run.note(best={**run.meta["best"], "is_loaded": False})
     (facts,) = read([str(run.folder)]).runs
-    assert any("that of the last step, 30; step 20 was the best (rubric score 0.600" in s for s in verdict(facts))
+    assert any("that of the last step, 30. Step 20 was the best (rubric score 0.600" in s for s in verdict(facts))
 
 
 def test_warnings_of_training_are_problems_of_the_report(run):
