@@ -138,6 +138,11 @@ _TELLING = re.compile(
 )
 _PRESCRIBES = words(verbs("recommend suggest advise prescribe propose advocate encourage endorse promote administer"))
 _AVOIDANCE = words(verbs("avoid refrain abstain"), "avoidance")
+# "Recommends checking that all values are positive": care, which is rarely a pitfall.
+_CHECKS = re.compile(
+    r"\w+\s+(?:checking|verifying|confirming|ensuring|clarifying|considering|distinguishing|acknowledging|ruling\s+out"
+    r"|re-?checking|double-checking)\b"
+)
 _AND_AVOIDS = re.compile(r"\b(?:and|while|but)\s+(?:avoid|refrain|abstain)\w*\b")
 _CAREFUL = re.compile(
     r"^\w+\s+(?:only|just)\b|\b(?:cautious\w*|careful\w*|conservative\w*|caution|appropriate\w*|accurate\w*|only\s+when|only\s+if|as\s+needed)\b"
@@ -274,10 +279,11 @@ def _unsaid(unsaid: re.Match[str], wording: Reading | None, title: str | None, r
     verb, second, what = unsaid["verb"], unsaid["second"], unsaid["object"]
     act, names = f"{verb} {what}", _title(title)
     wrong = _WRONG_OBJECT.search(what[:80])
-    # "Does not mention or confuse with ...": the second verb is a fault, so leaving both out is good.
-    is_wrong = bool(
-        FAULTY_OBJECT.match(act) or wrong or _SAID_WRONG_AFTER.search(what) or (second and BAD.match(second))
-    )
+    # "Does not mention or confuse with ...": the second verb is a fault, so leaving both out is good. "Does not mention
+    # or ignores ...", "... or poorly explains ...": it is not under the "not", and stays a fault.
+    is_apart = second is not None and re.search(r"(?:[^s]s|ly)$", second) is not None
+    leaves_fault_out = second is not None and not is_apart and BAD.match(second) is not None
+    is_wrong = bool(FAULTY_OBJECT.match(act) or wrong or _SAID_WRONG_AFTER.search(what) or leaves_fault_out)
     if AVOID.match(act):
         return "disagree" if names == "good" else "commit"
     if _ALWAYS_OWED.match(act):
@@ -289,11 +295,18 @@ def _unsaid(unsaid: re.Match[str], wording: Reading | None, title: str | None, r
     must = wrong["wrong"] if wrong else None
     stance = _options(what, row) or _stance(what, row, skip=skip, must=must, topic=None if names else title)
     condition = _CONDITION.search(what)
-    good = [names == "good", is_wrong, stance == "rejected" and names != "omission", condition is not None]
+    good = [
+        names == "good",
+        is_wrong,
+        stance == "rejected" and names != "omission",
+        condition is not None,
+        _OTHER_THAN.search(what) is not None,
+    ]
     bad = [
         names in ("omission", "wrong act", "no omission"),
         stance == "asked",
         bool(_OWED_OBJECT.match(what) or (_OWED_WARNING.match(what) and not _CLAIMS.match(verb))),
+        is_apart,
         bool(_FAULTS_FOLLOW.search(what) or (_DESPITE.search(what) and not _PRESCRIBES.match(act))),
     ]
     if (any(good) and any(bad)) or (names == "good" and _PERHAPS_OWED.match(what)):
@@ -331,9 +344,12 @@ def _said_against(rest: str, title: str, row: Row) -> Decision:
     """
     names = _title(title)
     is_named = bool(_tokens(rest) & _tokens(title))
-    good = bool(_WRONG_OBJECT.search(rest[:120]) or _CONDITION.search(rest[:120]))
+    condition = _CONDITION.search(rest[:120])
+    # In "against prescribing X without evidence" the act lacks it; in "against X without evidence" the advice may.
+    is_of_advice = condition is not None and not _GERUND.match(rest.lstrip()) and not _TELLING.match(rest)
+    good = bool(_WRONG_OBJECT.search(rest[:120]) or (condition and not is_of_advice))
     good = good or (names == "good" and (is_named or _TELLING.match(rest) is not None))
-    bad = names in ("omission", "wrong act") or _stance(rest, row) == "asked"
+    bad = names in ("omission", "wrong act") or is_of_advice or _stance(rest, row) == "asked"
     if good and bad:
         return "disagree"
     return "avoid" if good else "commit" if bad else "silent"
@@ -351,7 +367,11 @@ def _act(rest: str, names: Naming | None, row: Row) -> Decision:
         is_asked = _stance(rest, row, share=0.95) == "asked"
         if _AND_AVOIDS.search(rest):
             return "avoid" if names == "good" else "disagree"
-        is_virtue = names in ("good", "no omission") and _CAREFUL.search(rest) and not _BADLY.search(rest)
+        if _BADLY.search(rest):
+            return "disagree" if is_asked else "commit"
+        if _CHECKS.match(rest) and names != "wrong act":
+            return "silent"
+        is_virtue = names in ("good", "no omission") and _CAREFUL.search(rest)
         return "disagree" if is_asked or is_virtue else "commit"
     is_asked = _stance(rest, row, share=0.8) == "asked"
     is_virtue = names in ("good", "no omission") and not _BADLY.search(rest)
