@@ -190,7 +190,7 @@ def warm_start(training: Any, model_config: Any, data: Any, settings: WarmStartC
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
-        if n := use_float32_master_weights(trainer.model):
+        if n := use_float32_master_weights(trainer.model):  # pyright: ignore[reportArgumentType]
             say(f"{n} half-precision parameters are trained in float32")
         run.begin()
         with saved_without_the_hub():
