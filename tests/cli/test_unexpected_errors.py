@@ -1,5 +1,7 @@
 """An unexpected error gives one line, an exit code, and a log without credentials."""
 
+import importlib.util
+import io
 import os
 import pickle
 import subprocess
@@ -10,6 +12,7 @@ from conftest import tiny_model
 
 from rgsd import models
 from rgsd.cli import DEBUG, UNEXPECTED, main
+from rgsd.cli.parsing import quieten
 from rgsd.errors import DataError, ModelError
 from rgsd.runs import create_run
 
@@ -54,6 +57,28 @@ def test_a_library_that_exits_is_no_success(broken, capsys, stop, code):
     broken(SystemExit(stop))
     assert main(["data", "x"]) == code
     assert ("no such device" in capsys.readouterr().err) == (stop == "no such device")
+
+
+def test_streams_of_a_notebook_are_streams(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    quieten()
+    assert main(["data", "bundled"]) == 0
+    assert "medicine" in sys.stdout.getvalue()
+
+
+def test_a_setting_that_needs_a_missing_package_is_a_usage_error(capsys):
+    if importlib.util.find_spec("deepspeed") is not None:
+        pytest.skip("deepspeed is installed")
+    assert main(["train", "--output_dir", "none", "--deepspeed", "none.json"]) == 2
+    assert "deepspeed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+@pytest.mark.parametrize("setting", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_a_step_without_a_prompt_is_a_config_error(command, setting, tmp_path, capsys):
+    argv = ["--model_name_or_path", "nano", "--data", "bundled", "--use_cpu", "--report_to", "none"]
+    assert main([command, *argv, "--output_dir", str(tmp_path / "run"), f"--{setting}", "0"]) == 1
+    assert f"{setting} must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_a_broken_pipe_elsewhere_is_no_success(broken, capsys):

@@ -154,6 +154,8 @@ class Command:
             raise
         except (TypeError, ValueError) as error:
             raise UsageError(f"the settings cannot be used: {error}") from error
+        except ImportError as error:  # of a library that a setting asks for, e.g. --deepspeed
+            raise UsageError(f"a setting needs a package that is not installed: {error}") from error
         if unknown and not ignore_unknown:
             raise UsageError(f"unexpected {' '.join(map(repr, unknown))}. Usage: {self.usage}")
         # argparse returns the positionals as one more namespace, after the settings.
@@ -412,7 +414,9 @@ def quieten() -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
-    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a notebook's stream has none
+    if reconfigure is not None:
+        reconfigure(line_buffering=True)
 
 
 __all__ = ["Command", "Parsed", "Positional", "RecipeFile", "quieten", "recipe_file"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from trl import ModelConfig
 
 from rgsd.data.config import DataConfig
+from rgsd.errors import ConfigError
 from rgsd.evaluation.config import EvalConfig
 from rgsd.inference import SamplingConfig
 from rgsd.judges import JudgeConfig
@@ -24,13 +25,22 @@ _NOT_STORED = frozenset(
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a training run."""
+    """All settings of a training run.
+
+    Raises:
+        ConfigError: If a step would take no prompt.
+    """
 
     model: ModelConfig
     data: DataConfig
     evaluation: EvalConfig
     training: RGSDConfig | RubricGRPOConfig | RubricSFTConfig
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self.training, name) < 1:  # TRL takes 0 and fails later
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self.training, name)}")
 
     @property
     def kind(self) -> Literal["rgsd", "grpo", "sft"]:
