@@ -213,6 +213,13 @@ def test_the_time_of_a_job_is_what_the_same_arm_took_at_another_seed(tmp_path):
     assert estimate(by_place["seed-0/base"]) == pytest.approx(4)
 
 
+def test_both_grids_state_their_time_beforehand(tmp_path):
+    for model in ("nano", "embedded-warm"):
+        bench, grid = bench_of(model)
+        jobs = jobs_of(tmp_path, grid.chosen(None, full=False), [0], bench=bench)
+        assert Estimate(jobs, grid.seconds).text(jobs, 2).startswith("; about ")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (12000, "3 h 20 min")])
 def test_durations_in_words(seconds, text):
     assert duration(seconds) == text
