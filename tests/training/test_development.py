@@ -351,3 +351,12 @@ def test_steps_without_eval_steps_is_refused(tmp_path, tokenizer, capsys):
     recipe = make_split_world(tmp_path, tokenizer, eval_strategy="steps")
     assert main(["train", "--config", str(recipe), "--output_dir", str(tmp_path / "run")]) == 1
     assert "eval_steps is unset" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_the_evaluations_cost(tmp_path, tokenizer, capsys):
+    chosen = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    recipe = make_split_world(tmp_path, tokenizer, **LORA, **chosen, max_steps=5)
+    assert main(["train", "--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--dry_run"]) == 0
+    said = "Development: 4 prompts, 3 times in 5 steps: 12 greedy responses, judged, beside 10 rollouts"
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
