@@ -129,7 +129,26 @@ _SETTINGS: Fields = {
     "gradient_accumulation_steps": (is_count, False),
     "models": (is_list, False),
     "templates": (is_list, False),
-    "privileged_context": (is_text, False),
+    "criteria_tags": (are_texts, False),
+    "chat_template_kwargs": (is_object, False),
+    "max_completion_length": (is_count, False),
+    "max_criteria": (is_count, False),
+    **dict.fromkeys(("beta", "clip_threshold", "loss_temperature", "temperature", "held_out"), (is_number, False)),
+    **dict.fromkeys(("mask_thinking", "show_weights", "trust_remote_code"), (is_flag, False)),
+    **dict.fromkeys(
+        (
+            "privileged_context",
+            "template",
+            "clip",
+            "dtype",
+            "model_name_or_path",
+            "model_revision",
+            "data",
+            "think_open_tag",
+            "think_close_tag",
+        ),
+        (is_text, False),
+    ),
 }
 _METRICS = frozenset({"loss", "divergence", "response_length", "step_time", "reward"})
 _METRIC_GROUPS = ("seconds/", "judge/", "completions/")

@@ -10,7 +10,7 @@ import yaml
 from rgsd.errors import RGSDError
 from rgsd.report import read, report_page
 from rgsd.report.page import as_json
-from rgsd.runs import create_run
+from rgsd.runs import create_run, open_run
 
 N_PROMPTS = 3
 DEEP = "[" * 5_000 + "]" * 5_000
@@ -159,6 +159,20 @@ def test_a_bad_line_of_samples_is_named_by_file_and_line(run):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(RGSDError, match=r"samples\.jsonl, line 4: .*NaN"):
         read([str(run.folder)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chat_template_kwargs", [1]), ("beta", "x"), ("clip_threshold", [1]), ("loss_temperature", float("nan")),
+     ("think_open_tag", 5), ("think_close_tag", ["a"]), ("mask_thinking", "x"), ("max_completion_length", -1),
+     ("model_name_or_path", ["a"]), ("model_revision", 5), ("dtype", 5), ("held_out", "x"), ("data", {"a": 1}),
+     ("template", 5), ("criteria_tags", "x"), ("trust_remote_code", "yes"), ("show_weights", 1)],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_named(run, name, value):
+    path = run.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {name: value}))
+    with pytest.raises(RGSDError, match=f"config.yaml: {name} must be"):
+        open_run(run.folder)
 
 
 def test_a_last_line_half_written_is_dropped_with_a_notice(run, capsys):

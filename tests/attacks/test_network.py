@@ -160,3 +160,8 @@ def test_a_runs_adapter_that_lacks_a_file_is_not_looked_up(tmp_path, tokenizer, 
     damage(Path("run/adapter"))
     with pytest.raises(ModelError, match=said):
         load_trained(Path("run"))
+
+
+def test_a_dtype_that_torch_lacks_is_named():
+    with pytest.raises(ModelError, match="dtype must be auto"):
+        load_model("nano", dtype="float3")

@@ -60,6 +60,16 @@ def test_a_run_that_trusts_its_code_is_not_trusted(strangers_run, tmp_path, caps
     assert "Ignoring trust_remote_code" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_an_attention_from_the_hub_is_code(tmp_path, tokenizer, key):
+    tiny_model(tokenizer).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: "stranger/attention"}))
+    for attention in (None, "eager"):  # the file wins over the setting
+        with pytest.raises(ModelError, match="is code on the hub"):
+            models.load_model(str(tmp_path), attn_implementation=attention)
+
+
 def test_every_loader_ignores_it(strangers_run):
     run, mark = strangers_run
     for name in (str(run), f"{run}:base"):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgsd.errors import RunError
 from rgsd.models import adapters
-from rgsd.models.loading import forget_gguf, load_student
+from rgsd.models.loading import as_dtype, forget_gguf, load_student
 from rgsd.runs import ADAPTER, open_run
 
 COSTLY_SHARE = 0.05
@@ -111,7 +111,7 @@ def export(
     record = open_run(run, finished=True)
     student, tokenizer = load_student(record.folder, trust_remote_code=trust_remote_code)
     name = dtype or str(record.settings.get("dtype") or "float32")
-    saved_dtype = student.dtype if name == "auto" else getattr(torch, name)
+    saved_dtype = student.dtype if name == "auto" else as_dtype(name)
     # All logits of the unmerged policy come first, because merging uses the student up.
     probes = _probes(tokenizer)
     trained_logits = _logits(student, probes)

@@ -18,7 +18,7 @@ from rgsd.models.identity import fingerprint, trained_identity
 from rgsd.models.integrity import check_finite, readable
 from rgsd.models.lineage import ancestors, base_of, is_run
 from rgsd.models.sharding import is_partitioned
-from rgsd.models.sources import EMBEDDED_WARM, refuse_adapter, source_of, warmstart_adapter
+from rgsd.models.sources import EMBEDDED_WARM, refuse_adapter, refuse_kernel, source_of, warmstart_adapter
 from rgsd.progress import say
 from rgsd.rows import BadRow, loads
 from rgsd.runs import ADAPTER, MODEL, Run, open_run
@@ -54,6 +54,18 @@ def load_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = 
     return tokenizer
 
 
+def as_dtype(name: str | None) -> torch.dtype:
+    """A dtype by its name in torch.
+
+    Raises:
+        ModelError: If there is none of that name.
+    """
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ModelError(f"dtype must be auto, float32, bfloat16 or float16, got {name!r}")
+    return found
+
+
 def load_model(
     name: str,
     *,
@@ -83,7 +95,9 @@ def load_model(
         return _load_run(name, dtype, **kwargs)
     source, options = source_of(name, revision)
     refuse_adapter(name, source)
-    target = "auto" if dtype == "auto" else getattr(torch, str(dtype))
+    if not trust_remote_code:
+        refuse_kernel(name, source)
+    target = "auto" if dtype == "auto" else as_dtype(dtype)
     with readable(name):
         model = AutoModelForCausalLM.from_pretrained(
             source,
@@ -238,7 +252,7 @@ def _load_run(name: str, dtype: str | None, **kwargs: Any) -> PreTrainedModel:
                 f"the adapter of {name} cannot be merged while the weights are sharded across processes: write the "
                 f"merged model first, `rgsd export {name} --output_dir FOLDER --dtype float32`, and start from FOLDER"
             )
-        target = model.dtype if dtype == "auto" else getattr(torch, str(dtype))
+        target = model.dtype if dtype == "auto" else as_dtype(dtype)
         model, kept = adapters.merge_and_unload(model, target)
         if kept.share < MIN_KEPT:
             say(

@@ -16,6 +16,7 @@ from typing import Any
 
 from rgsd.errors import ModelError
 from rgsd.models.lineage import base_of, is_run
+from rgsd.rows import BadRow, loads
 from rgsd.runs import MODEL, open_run
 
 EMBEDDED = "embedded"
@@ -73,6 +74,26 @@ def _is_path(name: str) -> bool:
     path = Path(name)
     is_path = path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or len(path.parts) > 2
     return is_path or (len(path.parts) == 2 and Path(path.parts[0]).exists())
+
+
+def refuse_kernel(name: str, source: str) -> None:
+    """Refuse a folder whose attention is a repository of the hub: transformers would fetch its code and run it.
+
+    Raises:
+        ModelError: If config.json names one.
+    """
+    path = Path(source) / "config.json"
+    try:
+        config = loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, BadRow):  # transformers says what is wrong with it
+        return
+    for key in ("_attn_implementation", "attn_implementation"):
+        value = config.get(key) if isinstance(config, dict) else None
+        if isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{path} has {key} {value!r}, which is code on the hub: remove it, or allow it with "
+                "--trust_remote_code true if you trust the model"
+            )
 
 
 def refuse_adapter(name: str, source: str) -> None:
