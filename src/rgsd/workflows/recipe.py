@@ -19,7 +19,11 @@ from rgsd.training.sft import RubricSFTConfig
 
 # Credentials, paths of this machine, and settings that apply to a single call.
 _NOT_STORED = frozenset(
-    {"logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"}
+    {
+        *("logging_dir", "hub_token", "push_to_hub_token", "overwrite", "resume_from_checkpoint", "local_rank"),
+        # Follows the verbosity of libraries, so it differs between two calls with the same recipe.
+        "disable_tqdm",
+    }
 )
 
 
