@@ -413,14 +413,16 @@ def slow_server():
 
 
 @pytest.mark.integration
-def test_two_processes_buy_each_reply_once(slow_server, tmp_path):
-    with Nursery(slow_server, tmp_path) as nursery:
+def test_two_processes_buy_each_reply_once(tmp_path):
+    # Slow enough that on a busy machine the second process starts before the first has asked for everything.
+    slow = OpenAIServer(answer, script=lambda position, request: Fault("slow", delay=0.25))
+    with slow as server, Nursery(server, tmp_path) as nursery:
         nursery.start(150)
         nursery.start(150)
         bought = [int(nursery.wait_for("done").split()[1]) for _ in range(2)]
-    assert slow_server.bought_twice() == []
-    assert len(slow_server.records()) == 150 == sum(bought)
-    assert min(bought) > 0
+        assert server.bought_twice() == []
+        assert len(server.records()) == 150 == sum(bought)
+        assert min(bought) > 0
 
 
 @pytest.mark.integration

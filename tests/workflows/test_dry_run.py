@@ -1,6 +1,7 @@
 """The dry run: the paper's recipes on the real configurations, and the memory estimate against a measured run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rgsd.cli.train import parse_recipe
 from rgsd.errors import ConfigError
 from rgsd.models import batching
 from rgsd.training import loss as divergence
+from rgsd.training.grpo import RubricGRPOConfig
 from rgsd.training.launch import LaunchConfig
 from rgsd.workflows import costs
 from rgsd.workflows.dry_run import dry_run, small
@@ -123,9 +125,10 @@ def test_a_missing_config_and_another_method_are_refused(tmp_path, capsys):
     recipe = ["train", "--config", str(RECIPES[0]), "--held_out", "0.1", "--dry_run", "true", "--model_name_or_path"]
     assert main([*recipe, str(tmp_path / "empty")]) == 1
     assert "weights are not needed" in capsys.readouterr().err
-    grpo = parse_recipe(["--config", str(RECIPES[0])])
+    recipe = parse_recipe(["--config", str(RECIPES[0])])
+    grpo = RubricGRPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, per_device_train_batch_size=16)
     with pytest.raises(ConfigError, match="dry_run"):
-        dry_run(type(grpo)(grpo.model, grpo.data, grpo.evaluation, object()), LaunchConfig())
+        dry_run(replace(recipe, training=grpo), LaunchConfig())
 
 
 def test_an_estimate_above_the_devices_memory_is_reported(tmp_path, capsys):
