@@ -51,7 +51,7 @@ def test_a_released_or_expired_claim_can_be_taken(tmp_path):
         {"pid": 0},
         {"pid": "one"},
     ],
-    ids=str,
+    ids=lambda row: "-".join(row),
 )
 def test_a_damaged_claim_is_void(tmp_path, row):
     cache = ReplyCache(tmp_path / "c.sqlite")
