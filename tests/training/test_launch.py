@@ -152,6 +152,33 @@ def test_a_process_leaves_its_group_before_the_interpreter_ends(tmp_path, tokeni
     assert not dist.is_initialized()
 
 
+LEAVE = """
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from rgsd.training.launch import leave_group
+
+for i in range(12):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}-{i}", rank=0, world_size=1)
+    wrapped = DistributedDataParallel(torch.nn.Linear(4, 4))
+    wrapped.itself = wrapped  # a cycle, as a trainer's: the collector frees the group
+    for _ in range(20):
+        dist.all_gather([torch.zeros(1000)], torch.ones(1000), async_op=True)
+    del wrapped
+    leave_group()
+"""
+
+
+@pytest.mark.integration
+def test_leaving_a_group_does_not_deadlock_with_its_threads(tmp_path):
+    """They free the tensors of a last collective while the group is destroyed: without a pause, this hangs."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent / "src")}
+    subprocess.run([sys.executable, "-c", LEAVE, str(tmp_path / "group")], env=env, timeout=120, check=True)
+
+
 # --- Real launches ----------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import gc
 import importlib.resources
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from rgsd.settings import setting
 ALIASES = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero": "zero2"}
 SECONDS_TO_STOP = 1800
 """How long a process may take to finish its step and save after SIGTERM. torch allows 30 seconds by default."""
+GLOO_SECONDS = 0.5
+"""How long gloo's threads get to free the tensors of their last collectives before the group is destroyed."""
 
 
 @dataclass
@@ -176,6 +179,9 @@ def leave_group() -> None:
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        # gloo's threads free the tensors of their last collective under the group's lock, and need the GIL for it. The
+        # group's destructor waits for that lock and does not release the GIL. So let them finish first.
+        time.sleep(GLOO_SECONDS)
         dist.destroy_process_group()
         gc.collect()  # wrapped models hold the group, and are in reference cycles
 
