@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.openai_server import OpenAIServer, Reply, openai_server_fixture  # noqa: F401
+from support.openai_server import OpenAIServer, Reply, openai_server_fixture  # noqa: F401 - a fixture
 
 from rgsd.errors import BudgetExhausted, ConfigError
 from rgsd.inference.accounting import Budget, RequestLedger, Usage, ledger_totals, listed_model

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, tiny_model
-from support.openai_server import FATAL_FAULTS, TRANSPORT_FAULTS, Fault, OpenAIServer, Reply, openai_server_fixture  # noqa: F401
+from support.openai_server import FATAL_FAULTS, TRANSPORT_FAULTS, Fault, OpenAIServer, Reply, openai_server_fixture  # noqa: F401 - a fixture
 
 from rgsd.errors import ConfigError, ModelError, PromptTooLong
 from rgsd.inference import (

@@ -204,7 +204,7 @@ class ServerGenerator:
         return {**body, **neutral, **filters, **self.extra_body}
 
     def _response(self, reply: ChatReply) -> Response:
-        # A refusal is the model's response, and is judged as such.
+        # A refusal is a response too: the judge reads it like any other.
         text = reply.text if reply.text is not None else reply.refusal
         is_truncated = reply.finish_reason in ("length", "content_filter")
         if reply.reasoning:

@@ -439,7 +439,7 @@ class LLMJudge:
     def _transport(self) -> Transport:
         c = self.config
         if c.judge_api_base:
-            # Only this variable is read: a provider's key in the environment must not go to another server.
+            # Read no other variable: a provider's key in the environment must never reach a server of another owner.
             base = parse_api_base(c.judge_api_base, "judge_api_base")
             return HTTPTransport(base, read_key(self._key_variable), connections=c.judge_concurrency)
         return LiteLLMTransport(os.environ.get(self._key_variable))

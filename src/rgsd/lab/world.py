@@ -1,4 +1,4 @@
-"""A made-up world of 48 animals in which rubric satisfaction is decided exactly. Standard library only.
+"""A world of 48 invented animals, where rubric satisfaction has an exact answer. Uses only the standard library.
 
 Facts. Each animal (topic) has one fact of each of twelve kinds: "The dravix lives in caves." A fact is one sentence
 with fixed wording: a predicate for its kind and one of sixteen values. Each fact has a myth, the same sentence with a

@@ -214,10 +214,10 @@ class DevelopmentMixin(CheckpointMixin):
         return done
 
     def _load_best(self) -> None:
-        """Put the weights of the best step into the model.
+        """Load the weights of the best step into the model.
 
         Raises:
-            RunError: when its checkpoint is not whole.
+            RunError: If the checkpoint of that step is incomplete or damaged.
         """
         found = self.best
         if found is None:

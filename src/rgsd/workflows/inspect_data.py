@@ -27,7 +27,7 @@ def inspect_data(path: str, settings: InspectConfig) -> bool:
     """Print the summary of rubric data and one example.
 
     Returns:
-        False if no example has the id `settings.example`.
+        False if `settings.example` names an id that no example has.
 
     Raises:
         DataError: If the data cannot be read.

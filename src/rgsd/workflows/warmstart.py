@@ -95,7 +95,8 @@ def pairs(
 ) -> list[dict[str, Any]]:
     """Build rows of {"prompt", "completion"} messages.
 
-    Each example gives up to `per_example` rows with a random selection of criteria, and one with the prompt alone.
+    Each example yields up to `per_example` rows, each with a random subset of its criteria, and one row with the prompt
+    alone.
 
     Args:
         examples: Those without a reference, or with a criterion without a check, are skipped.
