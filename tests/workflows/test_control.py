@@ -139,6 +139,14 @@ def test_nothing_to_control_is_refused_before_anything_is_written(world, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_control_of_one_prompt_is_refused_before_the_first_half_is_trained(world, tmp_path, capsys):
+    """No other prompt's rubric could be shown."""
+    argv = ["train", "--config", str(world / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main([*argv, "--control", "true", "--max_train_prompts", "1", "--per_device_train_batch_size", "1"]) == 1
+    assert "control" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_grpo_has_no_twin(world, tmp_path, capsys):
     argv = ["grpo", "--config", str(world / "grpo.yaml"), "--output_dir", str(tmp_path / "run"), "--control", "true"]
     assert main(argv) == 1

@@ -49,6 +49,19 @@ def check_control(recipe: Recipe) -> None:
         raise ConfigError(f"control needs the evaluation that evaluate=false switches off: set --evaluate, or {remedy}")
 
 
+def check_control_prompts(examples: Sequence[Example]) -> None:
+    """Refuse a control whose twin could not be shown another prompt's rubric.
+
+    Raises:
+        ConfigError: For fewer than two training prompts.
+    """
+    if len(examples) < 2:
+        raise ConfigError(
+            f"control shows each training prompt the rubric of another, which takes at least 2 training prompts, got "
+            f"{len(examples)}: add prompts, hold out fewer, or leave out --control"
+        )
+
+
 def twin_of(recipe: Recipe) -> Recipe:
     """The recipe of the twin. Call this before a trainer changes the recipe's settings."""
     twin = copy.deepcopy(recipe)

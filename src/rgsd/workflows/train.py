@@ -29,7 +29,7 @@ from rgsd.prompts.messages import PromptSettings, teacher_prompts
 from rgsd.runs import JUDGE_REQUESTS, RESULTS, Run
 from rgsd.training.checkpoints import step_of
 from rgsd.training.trainer import RGSDTrainer
-from rgsd.workflows.control import check_control, reuse_base, twin_of, write_results
+from rgsd.workflows.control import check_control, check_control_prompts, reuse_base, twin_of, write_results
 from rgsd.workflows.development import plan_development
 from rgsd.workflows.opening import (
     checkpoint_to_resume,
@@ -94,6 +94,8 @@ def _train_half(recipe: Recipe, judge: Judge, right: Run | None = None) -> Run:
     evaluation = recipe.evaluation
     split = load_split(recipe.data, holds_out=evaluation.evaluate, max_held_out=evaluation.max_eval_prompts)
     development = plan_development(recipe, split)
+    if evaluation.control:
+        check_control_prompts(split.train)
     opened = open_training_run(recipe)
     run, is_main = opened.run, recipe.is_main
     with _discarded_on_error(run, is_main):
