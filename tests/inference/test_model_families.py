@@ -31,6 +31,8 @@ from rgsd.training.metrics import StepMetrics
 from rgsd.training.trainer import RGSDTrainer
 from rgsd.workflows.dry_run import small, stand_in_tokenizer
 
+pytestmark = pytest.mark.integration  # these tests train
+
 SMALL = {
     "vocab_size": 50,
     "hidden_size": 16,

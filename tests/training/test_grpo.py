@@ -17,6 +17,8 @@ from rgsd.prompts.leaks import mentions_rubric
 from rgsd.rubrics import Verdict
 from rgsd.training.grpo import RubricGRPOConfig, RubricGRPOTrainer, RubricReward, grpo_rows
 
+pytestmark = pytest.mark.integration  # these tests train
+
 
 class ScriptedJudge:
     """Verdicts depend on the response's length; every third response is unscored; each call costs a cent."""

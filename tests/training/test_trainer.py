@@ -19,6 +19,8 @@ from rgsd.training.loss import DivergenceSpec, divergence
 from rgsd.training.metrics import StepMetrics
 from rgsd.training.trainer import TEACHER_FILE, RGSDTrainer
 
+pytestmark = pytest.mark.integration  # these tests train
+
 LOGGED = [
     *("loss", "divergence", "clipped_share", "masked_share", "student_entropy", "teacher_entropy", "agreement"),
     *("response_length", "truncated_share", "leak_rate", "tokens_per_second"),

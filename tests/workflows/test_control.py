@@ -18,6 +18,8 @@ from rgsd.report.facts import verdict
 from rgsd.report.page import as_json
 from rgsd.runs import open_run
 
+pytestmark = pytest.mark.integration  # these tests train
+
 ANSWERS = ["[a-h]", "[i-p]", "[q-z]", "[0-9]", "[A-Z]"]
 
 
